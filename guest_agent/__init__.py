@@ -1,0 +1,1 @@
+"""Wherry guest agent: the container engine. Linux only."""

@@ -1,0 +1,1 @@
+"""HTTP server for the Docker Engine API."""

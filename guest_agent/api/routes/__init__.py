@@ -1,0 +1,1 @@
+"""Routes of the Engine API, one module a resource."""

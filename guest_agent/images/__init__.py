@@ -1,0 +1,1 @@
+"""References, registries, content store, layers and snapshots."""

@@ -1,0 +1,1 @@
+"""OCI configuration to process: monitor, launcher, mounts, cgroups, seccomp, console."""

@@ -1,0 +1,1 @@
+"""Client for the Engine API and its transports."""
