@@ -22,7 +22,7 @@ class Overlay:
 
 @dataclass(frozen=True, slots=True)
 class LogSpec:
-    """Docker's json-file log: lines of {"log","stream","time"} at `path`, rotated to path.1 … path.(max_files-1)."""
+    """Docker's json-file log: lines of {"log","stream","time"} at `path`, rotated to path.1, path.2, …"""
 
     path: str
     max_size: int = -1  # bytes, -1: no limit
@@ -46,9 +46,10 @@ class Stdio:
 class Attachment:
     """One attached client: `fd` is a connected stream socket which the monitor owns from now on.
 
-    The monitor reads stdin bytes from it (end of file there closes stdin as `stdin_once` says) and writes output to
-    it: raw bytes for a tty, else Docker's frames (`>BxxxL` stream, length). It shuts down its write side when the
-    process's output has ended and been delivered. A slow client slows the container; it never loses bytes.
+    The monitor reads stdin bytes from it (end of file there closes stdin as `stdin_once` says) and writes
+    output to it: raw bytes for a tty, else Docker's frames (`>BxxxL` stream, length). It shuts down its write
+    side when the process's output has ended and been delivered. A slow client slows the container; it never
+    loses bytes.
     """
 
     fd: int
@@ -93,8 +94,9 @@ class Running:
 class LaunchError(Exception):
     """A container or an exec could not be started.
 
-    `stage` is what was being done (e.g. "mount", "user", "exec"), `text` is the user's sentence in runc's words, e.g.
-    `exec: "nosuch": executable file not found in $PATH`, since the docker CLI derives 126 and 127 from it.
+    `stage` is what was being done (e.g. "mount", "user", "exec"), `text` is the user's sentence in runc's
+    words, e.g. `exec: "nosuch": executable file not found in $PATH`, since the docker CLI derives 126 and 127
+    from it.
     """
 
     def __init__(self, stage: str, errno: int, text: str) -> None:

@@ -27,13 +27,8 @@ def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def run_init(programs: Path, *command: str, **kwargs: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [programs / f"init-{ARCH}", "--", *command],
-        capture_output=True,
-        text=True,
-        timeout=10,
-        env=kwargs or None,
-    )
+    command = (str(programs / f"init-{ARCH}"), "--", *command)
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, env=kwargs or None)
 
 
 def test_hello_tells_what_happened(programs: Path) -> None:
