@@ -1,0 +1,152 @@
+"""Fixtures shared by the whole suite. What they stand on lives in tests/support."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import docker as docker_py
+import pytest
+
+from tests.support import images, registry
+from tests.support.cli import Cli
+from tests.support.engine import Engine, OtherEngine, OurEngine
+from tests.support.images import Image
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--oracle",
+        metavar="DOCKER_HOST",
+        help="run tests/conformance against this Docker engine, to check the tests themselves",
+    )
+
+
+@pytest.fixture(scope="session")
+def oracle(request: pytest.FixtureRequest) -> str | None:
+    host: str | None = request.config.getoption("--oracle")
+    return host
+
+
+@pytest.fixture(scope="session")
+def _needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.fail("runs real containers: become root, or deselect with -m 'not root'", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def _session_engine(_needs_root: None, oracle: str | None) -> Iterator[Engine]:
+    engine = OtherEngine(oracle) if oracle else OurEngine().start()
+    try:
+        engine.docker.ok("load", "--quiet", "--input", images.image("busybox:latest").archive())
+        yield engine
+    finally:
+        engine.close()
+
+
+@pytest.fixture
+def engine(_session_engine: Engine) -> Iterator[Engine]:
+    """The session's engine, with the busybox image; what a test leaves in it is removed after the test."""
+    _session_engine.check()
+    yield _session_engine
+    _session_engine.check()
+    _session_engine.forget()
+
+
+@pytest.fixture
+def start_engine(_needs_root: None) -> Iterator[Callable[..., OurEngine]]:
+    """Starts engines of a test's own: `start_engine("--option", …)`. Nothing may be left of them."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str, env: dict[str, str] | None = None) -> OurEngine:
+            engine = OurEngine(*arguments, env=env)
+            stack.callback(engine.close)
+            return engine.start()
+
+        yield start
+
+
+@pytest.fixture
+def own_engine(start_engine: Callable[..., OurEngine]) -> OurEngine:
+    """A fresh engine for one test, with the busybox image."""
+    engine = start_engine()
+    engine.docker.ok("load", "--quiet", "--input", images.image("busybox:latest").archive())
+    return engine
+
+
+@pytest.fixture
+def docker(engine: Engine) -> Cli:
+    """The real docker CLI on the session's engine."""
+    return engine.docker
+
+
+@pytest.fixture
+def wherry(engine: Engine) -> Cli:
+    """Our CLI on the session's engine."""
+    return engine.wherry
+
+
+@pytest.fixture
+def client(engine: Engine) -> docker_py.DockerClient:
+    """docker-py's client on the session's engine."""
+    return engine.client
+
+
+@pytest.fixture(scope="session")
+def busybox() -> str:
+    """The name of the image every engine of the suite has."""
+    return "busybox"
+
+
+@pytest.fixture(scope="session")
+def image() -> Callable[[str], Image]:
+    """Gives an image by its recipe's name in tests.support.images, made on first use."""
+    return images.image
+
+
+@pytest.fixture(scope="session")
+def plain_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[registry.Registry]:
+    """HTTP on loopback, with busybox in it."""
+    running = registry.plain(tmp_path_factory.mktemp("plain"))
+    running.push(images.image("busybox:latest"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def tls_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[registry.TlsRegistry]:
+    """HTTPS with its own certificate authority."""
+    running = registry.TlsRegistry(tmp_path_factory.mktemp("tls"))
+    running.push(images.image("busybox:latest"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def basic_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[registry.BasicRegistry]:
+    """Basic authentication: registry.USER, registry.PASSWORD."""
+    running = registry.BasicRegistry(tmp_path_factory.mktemp("basic"))
+    running.push(images.image("busybox:latest"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def token_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[registry.TokenRegistry]:
+    """Bearer tokens: `public/busybox` for anybody and `private/busybox` for registry.USER."""
+    running = registry.TokenRegistry(tmp_path_factory.mktemp("token"))
+    running.push(images.image("busybox:latest"), "public/busybox:latest")
+    running.push(images.image("busybox:latest"), "private/busybox:latest")
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def mirror_registry(
+    tmp_path_factory: pytest.TempPathFactory, plain_registry: registry.Registry
+) -> Iterator[registry.Registry]:
+    """A pull-through cache of `plain_registry`."""
+    running = registry.mirror(tmp_path_factory.mktemp("mirror"), plain_registry)
+    yield running
+    running.close()
