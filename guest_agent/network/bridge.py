@@ -1,0 +1,209 @@
+"""Bridges, and the veth pairs that connect containers to them. Blocking; called in worker threads."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import secrets
+from dataclasses import dataclass
+
+from guest_agent.errors import InternalError
+from guest_agent.kernel import netlink, netns
+from guest_agent.kernel.netlink import Interface, Netlink
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """A bridge in the host's namespace. `addresses` are its own: the gateways of the network's containers."""
+
+    name: str
+    addresses: tuple[Interface, ...]
+    mtu: int = 1500
+    icc: bool = True
+    internal: bool = False
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether the network has an IPv6 subnet."""
+        return any(address.version == 6 for address in self.addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What one end of a veth pair is to become inside a container."""
+
+    interface: str  # e.g. "eth0"
+    host_interface: str
+    mac: str
+    addresses: tuple[Interface, ...]
+    gateways: tuple[Address, ...] = ()  # empty: no default route by this network
+    announce: bool = False  # send gratuitous ARP: the address may be known elsewhere with another MAC
+
+
+def host_interface_name() -> str:
+    """A free-form name for the host's end of a veth pair."""
+    return "veth" + secrets.token_hex(4)[:7]
+
+
+def mac_of(address: Address) -> str:
+    """The MAC dockerd gives a container with that IPv4 address: 02:42 and the address."""
+    return ":".join(f"{byte:02x}" for byte in b"\x02\x42" + address.packed[-4:])
+
+
+def ensure(bridge: Bridge) -> int:
+    """Create the bridge or correct the one that is there, bring it up, and return its link index.
+
+    Raises InternalError when another kind of link has its name.
+    """
+    with Netlink() as kernel:
+        link = netlink.get_link(kernel, bridge.name)
+        if link is None:
+            mac = b"\x02\x42" + secrets.token_bytes(4)
+            kernel.batch([netlink.add_bridge(bridge.name, mac, bridge.mtu)])
+            link = netlink.get_link(kernel, bridge.name)
+        if link is None or link.kind != "bridge":
+            raise InternalError(
+                f"cannot create network: the interface {bridge.name} exists and is no bridge",
+                f"Remove it (ip link delete {bridge.name}), or give the network another bridge name.",
+            )
+        _sysctl(f"ipv6/conf/{bridge.name}/accept_ra", "0")
+        # Without an IPv6 subnet the bridge must not speak IPv6 at all: containers could otherwise reach the
+        # host's link-local address, or reconfigure it by router advertisements (CVE-2020-13401).
+        _sysctl(f"ipv6/conf/{bridge.name}/disable_ipv6", "0" if bridge.ipv6 else "1")
+        index = link.index
+        have = {address for owner, address in netlink.get_addresses(kernel) if owner == index}
+        stale = [item for item in have.difference(bridge.addresses) if not item.is_link_local]
+        messages = [netlink.delete_address(index, address) for address in stale]
+        messages += [netlink.add_address(index, item) for item in bridge.addresses if item not in have]
+        messages.append(netlink.set_link(bridge.name, up=True))
+        kernel.batch(messages, (errno.EEXIST, errno.EADDRNOTAVAIL))
+        return index
+
+
+def remove(name: str) -> None:
+    """Delete a bridge; nothing happens when it is gone."""
+    with Netlink() as kernel:
+        kernel.batch([netlink.delete_link(name)], (errno.ENODEV,))
+
+
+def prepare_namespace(namespace: int) -> None:
+    """Inside a new network namespace: loopback up, IPv6 off on everything that will come.
+
+    Interfaces start without IPv6 and without listening to router advertisements; `connect` turns IPv6 on
+    for those whose network has it (CVE-2024-32473).
+    """
+    del namespace
+    _sysctl("ipv6/conf/default/disable_ipv6", "1")
+    _sysctl("ipv6/conf/default/accept_ra", "0")
+    with Netlink() as kernel:
+        kernel.batch([netlink.set_link("lo", up=True)])
+
+
+def connect(namespace: int, bridge: Bridge, wire: Wire) -> None:
+    """Connect the namespace behind that descriptor to a bridge. Raises NetlinkError; leaves nothing then."""
+    with Netlink() as kernel:
+        link = netlink.get_link(kernel, bridge.name)
+        if link is None:
+            raise InternalError(
+                f"the bridge {bridge.name} does not exist",
+                "Restart the engine: it makes its bridges at start.",
+            )
+        mac = bytes.fromhex(wire.mac.replace(":", ""))
+        name = wire.host_interface
+        kernel.batch([netlink.add_veth(name, wire.interface, namespace, mac, link.index, bridge.mtu)])
+        try:
+            # No address of its own for the port: its frames belong to the bridge.
+            kernel.batch([netlink.set_link(name, up=True, ipv6_addresses=False)])
+            if not bridge.icc and (port := netlink.get_link(kernel, name)) is not None:
+                kernel.batch([netlink.isolate_port(port.index)])
+            netns.enter(namespace, lambda _: configure(wire))
+        except BaseException:
+            kernel.batch([netlink.delete_link(name)], (errno.ENODEV,))
+            raise
+
+
+def configure(wire: Wire) -> None:
+    """Inside a container's namespace: bring the interface up with its addresses and default routes."""
+    has_ipv6 = any(address.version == 6 for address in wire.addresses)
+    if has_ipv6:
+        _sysctl(f"ipv6/conf/{wire.interface}/disable_ipv6", "0")
+        _sysctl(f"ipv6/conf/{wire.interface}/accept_ra", "0")
+    if wire.announce:
+        _sysctl(f"ipv4/conf/{wire.interface}/arp_notify", "1")
+    with Netlink() as kernel:
+        link = netlink.get_link(kernel, wire.interface)
+        if link is None:
+            raise InternalError(f"the interface {wire.interface} vanished while it was configured")
+        messages = [netlink.set_link(wire.interface, up=True)]
+        messages += [netlink.add_address(link.index, address) for address in wire.addresses]
+        messages += [netlink.add_default_route(gateway, link.index) for gateway in wire.gateways]
+        kernel.batch(messages)
+
+
+def set_default_routes(namespace: int, interface: str, gateways: tuple[Address, ...]) -> None:
+    """Replace the default routes of a namespace; none when `gateways` is empty."""
+
+    def change(_: int) -> None:
+        with Netlink() as kernel:
+            families = (netlink.AF_INET, netlink.AF_INET6)
+            kernel.batch(
+                [netlink.delete_default_route(family) for family in families],
+                (errno.ESRCH, errno.ENETUNREACH, errno.EAFNOSUPPORT),
+            )
+            link = netlink.get_link(kernel, interface) if gateways else None
+            if link is not None:
+                kernel.batch([netlink.add_default_route(gateway, link.index) for gateway in gateways])
+
+    netns.enter(namespace, change)
+
+
+def disconnect(host_interface: str) -> None:
+    """Delete a veth pair by its end in the host's namespace; nothing happens when it is gone."""
+    with Netlink() as kernel:
+        kernel.batch([netlink.delete_link(host_interface)], (errno.ENODEV,))
+
+
+def existing(host_interfaces: set[str]) -> set[str]:
+    """Those of the interfaces that are still there."""
+    with Netlink() as kernel:
+        return {link.name for link in netlink.get_links(kernel)} & host_interfaces
+
+
+def routed_subnets(without: frozenset[str] = frozenset()) -> list[netlink.Network]:
+    """Every subnet the host reaches by a route of its own, but for those of the links named."""
+    with Netlink() as kernel:
+        skipped = {link.index for link in netlink.get_links(kernel) if link.name in without}
+        routes = netlink.get_routes(kernel)
+        return [subnet for subnet, index in routes if subnet.prefixlen and index not in skipped]
+
+
+def enable_forwarding() -> list[str]:
+    """Turn on IPv4 forwarding. Returns the links between which the host did not forward until now."""
+    path = "/proc/sys/net/ipv4/ip_forward"
+    with open(path) as file:
+        if file.read().strip() == "1":
+            return []
+    with Netlink() as kernel:
+        uplinks = [link.name for link in netlink.get_links(kernel) if link.name != "lo"]
+    _sysctl("ipv4/ip_forward", "1")
+    return uplinks
+
+
+def _sysctl(name: str, value: str) -> None:
+    """Write a sysctl below net/ of the calling thread's namespace, unless the kernel lacks it (no IPv6)."""
+    try:
+        fd = os.open(f"/proc/sys/net/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def route_localnet(name: str) -> None:
+    """Let connections to 127.0.0.1 be redirected out of that bridge; the firewall drops what arrives so."""
+    _sysctl(f"ipv4/conf/{name}/route_localnet", "1")
