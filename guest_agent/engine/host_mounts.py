@@ -1,0 +1,178 @@
+"""Mounts the engine makes on this host so that containers can have them.
+
+They are volumes with mount options, /dev/shm that is shared, subpaths of volumes, and content of images.
+Paths below a volume or an image are resolved by the kernel inside it, so a link in there cannot lead out
+(CVE-2017-1002101, CVE-2022-23648).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+
+from guest_agent.errors import InternalError, InvalidParameter
+from guest_agent.kernel import syscalls
+from guest_agent.kernel.paths import O_PATH, RootFd
+from guest_agent.runtime.types import Overlay
+
+_ASIDE = ".removed-"
+
+# Options of mount(8) that are flags: bits to set, bits to clear.
+_FLAGS = {
+    "defaults": (0, 0),
+    "ro": (syscalls.MS_RDONLY, 0),
+    "rw": (0, syscalls.MS_RDONLY),
+    "nosuid": (syscalls.MS_NOSUID, 0),
+    "suid": (0, syscalls.MS_NOSUID),
+    "nodev": (syscalls.MS_NODEV, 0),
+    "dev": (0, syscalls.MS_NODEV),
+    "noexec": (syscalls.MS_NOEXEC, 0),
+    "exec": (0, syscalls.MS_NOEXEC),
+    "sync": (syscalls.MS_SYNCHRONOUS, 0),
+    "async": (0, syscalls.MS_SYNCHRONOUS),
+    "dirsync": (syscalls.MS_DIRSYNC, 0),
+    "noatime": (syscalls.MS_NOATIME, 0),
+    "atime": (0, syscalls.MS_NOATIME),
+    "nodiratime": (syscalls.MS_NODIRATIME, 0),
+    "diratime": (0, syscalls.MS_NODIRATIME),
+    "relatime": (syscalls.MS_RELATIME, 0),
+    "norelatime": (0, syscalls.MS_RELATIME),
+    "strictatime": (syscalls.MS_STRICTATIME, 0),
+    "nostrictatime": (0, syscalls.MS_STRICTATIME),
+    "bind": (syscalls.MS_BIND, 0),
+    "rbind": (syscalls.MS_BIND | syscalls.MS_REC, 0),
+}
+
+
+def mount_volume(target: str, options: dict[str, str]) -> None:
+    """Mounts what a volume's options name (`type`, `device`, `o` as mount(8) has them) on `target`.
+
+    Raises InternalError with dockerd's words; a password in the options is not repeated.
+    """
+    kind, device = options.get("type", ""), options.get("device", "")
+    flags, data = 0, []
+    for word in filter(None, options.get("o", "").split(",")):
+        if word in _FLAGS:
+            on, off = _FLAGS[word]
+            flags = flags & ~off | on
+        else:
+            data.append(_resolved(kind, word))
+    text = ",".join(data)
+    try:
+        syscalls.mount(
+            device, target, kind, flags & ~syscalls.MS_RDONLY if flags & syscalls.MS_BIND else flags, text
+        )
+        if flags & syscalls.MS_BIND and flags & syscalls.MS_RDONLY:
+            # mount(2) ignores MS_RDONLY on the bind itself
+            syscalls.mount("", target, "", flags | syscalls.MS_REMOUNT)
+    except OSError as error:
+        shown = ",".join("password=********" if word.startswith("password=") else word for word in data)
+        raise InternalError(
+            f"failed to mount local volume: mount {device}:{target}, data: {shown}: "
+            f"{(error.strerror or str(error)).lower()}",
+            hint="Check the volume's options type, o and device; `docker volume inspect` shows them.",
+        )
+
+
+def _resolved(kind: str, word: str) -> str:
+    """Network file systems want addresses: the kernel does not resolve names."""
+    if kind in ("nfs", "nfs4", "cifs") and word.startswith("addr="):
+        name = word.removeprefix("addr=")
+        try:
+            return "addr=" + socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[operator]
+        except OSError as error:
+            raise InternalError(f"error resolving passed in network volume address {name}: {error.strerror}")
+    return word
+
+
+def mount_shm(target: str, size: int) -> None:
+    """A tmpfs of `size` bytes that several containers can have as /dev/shm."""
+    os.makedirs(target, mode=0o700, exist_ok=True)
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    try:
+        syscalls.mount("shm", target, "tmpfs", flags, f"mode=1777,size={size}")
+    except OSError as error:
+        raise InternalError(f"mounting shm tmpfs: {error.strerror}")
+
+
+def mount_subpath(top: str, subpath: str, target: str) -> None:
+    """Binds `subpath` of a volume or image at `target`, which becomes a directory or file as the source is.
+
+    Raises InvalidParameter when there is no such path inside.
+    """
+    with RootFd.at(top) as root:
+        try:
+            source = root.open(subpath, O_PATH)
+        except OSError as error:
+            raise InvalidParameter(
+                f"cannot access path {os.path.join(top, subpath)}: {(error.strerror or str(error)).lower()}"
+            )
+    try:
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        if os.path.isdir(f"/proc/self/fd/{source}"):
+            os.mkdir(target, 0o700)
+        else:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        syscalls.mount(f"/proc/self/fd/{source}", target, "", syscalls.MS_BIND | syscalls.MS_REC)
+    finally:
+        os.close(source)
+
+
+def mount_layers(overlay: Overlay, target: str) -> None:
+    """An image's content, read-only, at `target`."""
+    os.makedirs(target, mode=0o700, exist_ok=True)
+    read_only = syscalls.MOUNT_ATTR_RDONLY
+    if len(overlay.lower) == 1:
+        tree = syscalls.open_tree(
+            syscalls.AT_FDCWD, overlay.lower[0], syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
+        )
+        try:
+            syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH, attr_set=read_only)
+        except OSError:
+            os.close(tree)
+            raise
+    else:
+        with syscalls.FsContext("overlay") as context:
+            for directory in overlay.lower:
+                context.set("lowerdir+", directory)
+            context.create()
+            tree = context.mount(read_only)
+    try:
+        syscalls.move_mount(tree, "", syscalls.AT_FDCWD, target, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
+    finally:
+        os.close(tree)
+
+
+def unmount(target: str) -> None:
+    """Unmounts everything that is on `target`; nothing happens when there is nothing."""
+    while True:
+        try:
+            syscalls.umount2(target, syscalls.MNT_DETACH)
+        except OSError:
+            return
+
+
+def unmount_below(top: str) -> None:
+    """Unmounts what is mounted on the entries of the directory `top`, and on their entries."""
+    for directory, names, files in os.walk(top, topdown=False):
+        for name in names + files:
+            unmount(os.path.join(directory, name))
+
+
+def set_aside(directory: str, name: str) -> str:
+    """Takes an entry out of the way at once; returns the path where it can be deleted at leisure."""
+    aside = os.path.join(directory, _ASIDE + secrets.token_hex(8))
+    try:
+        os.rename(os.path.join(directory, name), aside)
+    except FileNotFoundError:
+        pass
+    return aside
+
+
+def delete_set_aside(directory: str) -> None:
+    """Deletes what an earlier agent had set aside and not yet deleted."""
+    for name in os.listdir(directory):
+        if name.startswith(_ASIDE):
+            shutil.rmtree(os.path.join(directory, name), ignore_errors=True)

@@ -1,0 +1,85 @@
+"""`--security-opt`: what is honoured, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from guest_agent.errors import InvalidParameter, NotSupported
+
+UNCONFINED = "unconfined"
+
+
+@dataclass(slots=True)
+class SecurityOptions:
+    """Read from `HostConfig.SecurityOpt`. `seccomp`: a Docker profile; None means the default one."""
+
+    no_new_privileges: bool = False
+    seccomp: dict[str, Any] | None = None
+    seccomp_unconfined: bool = False
+    apparmor: str = ""
+    writable_cgroups: bool | None = None
+
+
+def parse_security_options(
+    options: Iterable[str], apparmor: bool, no_new_privileges: bool
+) -> SecurityOptions:
+    """Reads the options; `apparmor` tells whether this host's kernel confines by it.
+
+    Raises InvalidParameter for what Docker does not know, NotSupported for what cannot be honoured here.
+    """
+    result = SecurityOptions(no_new_privileges=no_new_privileges)
+    for option in options:
+        separator = "=" if "=" in option else ":"
+        key, given, value = option.partition(separator)
+        if key in ("no-new-privileges", "writable-cgroups"):
+            wanted = _flag(option, value) if given else True
+            if key == "no-new-privileges":
+                result.no_new_privileges = wanted
+            else:
+                result.writable_cgroups = wanted
+        elif option == "disable" or option in ("label=disable", "label:disable"):
+            pass  # no SELinux label is ever set
+        elif not given:
+            raise InvalidParameter(f'invalid --security-opt 1: "{option}"')
+        elif key == "seccomp":
+            _seccomp(result, value)
+        elif key == "apparmor":
+            if value != UNCONFINED and not apparmor:
+                raise NotSupported(
+                    f'security option "{option}" cannot be honoured: AppArmor is not enabled in this kernel',
+                    hint="Leave the option out, or enable AppArmor on this host.",
+                )
+            result.apparmor = value
+        elif key == "label":
+            raise NotSupported(
+                f'security option "{option}" cannot be honoured: Wherry sets no SELinux labels',
+                hint="Use label=disable.",
+            )
+        else:
+            raise InvalidParameter(f'invalid --security-opt 2: "{option}"')
+    return result
+
+
+def _flag(option: str, value: str) -> bool:
+    # Go's strconv.ParseBool
+    if value in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    if value in ("0", "f", "F", "FALSE", "false", "False"):
+        return False
+    raise InvalidParameter(f'invalid --security-opt 2: "{option}"')
+
+
+def _seccomp(result: SecurityOptions, value: str) -> None:
+    result.seccomp, result.seccomp_unconfined = None, value == UNCONFINED
+    if value in (UNCONFINED, "builtin"):
+        return
+    try:
+        profile = json.loads(value)
+    except ValueError as error:
+        raise InvalidParameter(f"Decoding seccomp profile failed: {error}")
+    if not isinstance(profile, dict):
+        raise InvalidParameter("Decoding seccomp profile failed: the profile is not a JSON object")
+    result.seccomp = profile

@@ -1,0 +1,243 @@
+"""Volumes: directories that outlive containers, `DATA/volumes/NAME/_data`, kept by the one driver `local`.
+
+A volume may have mount options (`type`, `o`, `device`); then what they name is mounted on `_data` while a
+container uses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import Struct, field
+
+from guest_agent.errors import Conflict, InternalError, InvalidParameter, NotFound
+from guest_agent.roots import Roots
+
+from . import host_mounts
+from .containers import NAME_CHARACTERS, new_id
+from .events import EventBus
+from .mountinfo import is_mounted
+from .state import rfc3339
+from .store import Store
+
+DRIVER = "local"
+ANONYMOUS_LABEL = "com.docker.volume.anonymous"
+TABLE = "volumes"
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_NEEDS = {"device": ("type",), "type": ("device",), "o": ("device", "type")}
+
+
+class Volume(Struct):
+    """One volume as it is kept in the database. `created` is in nanoseconds since the epoch."""
+
+    name: str
+    created: int
+    labels: dict[str, str] | None = None
+    options: dict[str, str] | None = None
+    driver: str = DRIVER
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether nobody gave it a name."""
+        return ANONYMOUS_LABEL in (self.labels or {})
+
+
+class _Users(Struct):
+    references: set[str] = field(default_factory=set)  # ids of containers that have it, running or not
+    mounted_for: set[str] = field(default_factory=set)  # those that run
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Volume)
+
+
+class Volumes:
+    """All volumes of an engine."""
+
+    def __init__(self, roots: Roots, store: Store, events: EventBus) -> None:
+        self._roots = roots
+        self._store = store
+        self._events = events
+        self._volumes: dict[str, Volume] = {}
+        self._users: dict[str, _Users] = {}
+        self._mounting = asyncio.Lock()
+        self.prune_lock = asyncio.Lock()
+        os.makedirs(roots.data_path("volumes"), mode=0o701, exist_ok=True)
+        for name, document in store.load(TABLE):
+            self._volumes[name] = _decoder.decode(document)
+
+    def __iter__(self) -> Iterable[Volume]:
+        return iter(list(self._volumes.values()))
+
+    def path(self, name: str) -> str:
+        """The directory with a volume's content."""
+        return self._roots.data_path("volumes", name, "_data")
+
+    def get(self, name: str) -> Volume:
+        """The volume of that name. Raises NotFound."""
+        volume = self._volumes.get(name)
+        if volume is None:
+            raise NotFound(f"get {name}: no such volume")
+        return volume
+
+    def users(self, name: str) -> set[str]:
+        """Ids of the containers that have this volume."""
+        return self._users[name].references if name in self._users else set()
+
+    async def create(
+        self,
+        name: str = "",
+        driver: str = "",
+        options: dict[str, str] | None = None,
+        labels: dict[str, str] | None = None,
+        durable: bool = True,
+    ) -> Volume:
+        """Makes a volume, or returns the one that has this name. "" makes an anonymous one.
+
+        Raises InvalidParameter for a bad name or option, NotFound for another driver than local. A volume
+        that is to vanish with its `--rm` container need not be `durable`.
+        """
+        if driver and driver != DRIVER:
+            raise NotFound(
+                f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found',
+                hint='Wherry has one volume driver: "local".',
+            )
+        if not name:
+            name, labels = new_id(), {**(labels or {}), ANONYMOUS_LABEL: ""}
+        elif (existing := self._volumes.get(name)) is not None:
+            return existing
+        _check_name(name)
+        check_options(name, options or {})
+        volume = Volume(name, time.time_ns(), labels, options or None)
+        try:
+            os.makedirs(self._roots.data_path("volumes", name), mode=0o701, exist_ok=True)
+            os.makedirs(self.path(name), mode=0o755, exist_ok=True)
+        except OSError as error:
+            raise InternalError(f"error while creating volume path '{self.path(name)}': {error.strerror}")
+        self._volumes[name] = volume
+        try:
+            await self._store.save(TABLE, name, _encoder.encode(volume), durable)
+        except BaseException:
+            self._volumes.pop(name, None)
+            raise
+        self._events.publish("volume", "create", name, {"driver": DRIVER})
+        return volume
+
+    def refer(self, name: str, container_id: str) -> None:
+        """A container has this volume; it cannot be removed until `release`."""
+        self._users.setdefault(name, _Users()).references.add(container_id)
+
+    def release(self, name: str, container_id: str) -> None:
+        """The container is gone."""
+        users = self._users.get(name)
+        if users is not None:
+            users.references.discard(container_id)
+            if not users.references and not users.mounted_for:
+                del self._users[name]
+
+    async def mount(self, name: str, container_id: str) -> str:
+        """Makes the volume's content available to a container that starts; the directory it is in.
+
+        Raises NotFound, or InternalError when its mount options do not work.
+        """
+        volume = self.get(name)
+        path = self.path(name)
+        os.makedirs(path, mode=0o755, exist_ok=True)
+        users = self._users.setdefault(name, _Users())
+        if not volume.options or not volume.options.get("device"):
+            users.mounted_for.add(container_id)
+            return path
+        async with self._mounting:
+            if not is_mounted(path):
+                await asyncio.to_thread(host_mounts.mount_volume, path, volume.options)
+            users.mounted_for.add(container_id)
+        return path
+
+    async def unmount(self, name: str, container_id: str) -> None:
+        """The container has stopped."""
+        users = self._users.get(name)
+        if users is None or container_id not in users.mounted_for:
+            return
+        users.mounted_for.discard(container_id)
+        volume = self._volumes.get(name)
+        if users.mounted_for or volume is None or not volume.options or not volume.options.get("device"):
+            return
+        async with self._mounting:
+            if not users.mounted_for and is_mounted(self.path(name)):
+                await asyncio.to_thread(host_mounts.unmount, self.path(name))
+
+    def adopt(self, name: str, container_id: str) -> None:
+        """A running container that an earlier agent started has this volume mounted."""
+        self._users.setdefault(name, _Users()).mounted_for.add(container_id)
+
+    async def unmount_unused(self) -> None:
+        """Unmounts what an earlier agent left mounted and no container uses; called once, after the
+        adoption.
+        """
+        for volume in list(self._volumes.values()):
+            if volume.options and volume.options.get("device"):
+                users = self._users.get(volume.name)
+                if (users is None or not users.mounted_for) and is_mounted(self.path(volume.name)):
+                    await asyncio.to_thread(host_mounts.unmount, self.path(volume.name))
+
+    async def remove(self, name: str, force: bool = False) -> None:
+        """Deletes a volume and its content.
+
+        Raises NotFound (not with `force`), Conflict while a container has it.
+        """
+        if name not in self._volumes and force:
+            return
+        self.get(name)
+        used_by = self.users(name)
+        if used_by:
+            raise Conflict(f"remove {name}: volume is in use - [{', '.join(sorted(used_by))}]")
+        path = self.path(name)
+        if is_mounted(path):
+            await asyncio.to_thread(host_mounts.unmount, path)
+        del self._volumes[name]
+        self._store.post(TABLE, name, None)
+        trash = host_mounts.set_aside(self._roots.data_path("volumes"), name)
+        await asyncio.to_thread(shutil.rmtree, trash, True)
+        self._events.publish("volume", "destroy", name, {"driver": DRIVER})
+
+    def describe(self, volume: Volume) -> dict[str, object]:
+        """A volume as the API shows it."""
+        return {
+            "CreatedAt": rfc3339(volume.created // 1_000_000_000 * 1_000_000_000),
+            "Driver": volume.driver,
+            "Labels": volume.labels,
+            "Mountpoint": self.path(volume.name),
+            "Name": volume.name,
+            "Options": volume.options,
+            "Scope": "local",
+        }
+
+
+def _check_name(name: str) -> None:
+    if len(name) == 1:
+        raise InvalidParameter(
+            f"create {name}: volume name is too short, names should be at least two alphanumeric characters"
+        )
+    if not _NAME.fullmatch(name):
+        raise InvalidParameter(
+            f'create {name}: "{name}" includes invalid characters for a local volume name, only '
+            f'"{NAME_CHARACTERS}" are allowed. If you intended to pass a host directory, use absolute path'
+        )
+
+
+def check_options(name: str, options: dict[str, str]) -> None:
+    """Raises InvalidParameter for driver options that `local` does not have, or not without others."""
+    for option in options:
+        if option == "size":
+            raise InvalidParameter(f"create {name}: quota size requested but no quota support")
+        if option not in _NEEDS:
+            raise InvalidParameter(f'create {name}: invalid option: "{option}"')
+        for needed in _NEEDS[option]:
+            if needed not in options:
+                raise InvalidParameter(f'create {name}: missing required option: "{needed}"')
