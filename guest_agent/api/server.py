@@ -70,15 +70,19 @@ class Server:
         task.add_done_callback(self._connections.pop)
         return task
 
-    async def close(self, grace: float) -> None:
-        """Stops listening, lets running handlers finish for `grace` seconds, and closes what is left."""
+    def stop_listening(self) -> None:
+        """Takes no more connections; the ones there are go on."""
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
             listener.close()
         self._listeners.clear()
+
+    async def close(self, grace: float) -> None:
+        """Lets running handlers finish for `grace` seconds, ends streaming answers, and closes everything."""
+        self.stop_listening()
         for task, connection in list(self._connections.items()):
             connection.closing = True
-            if not connection.handling:
+            if not connection.handling or connection.streaming:
                 task.cancel()
         if self._connections:
             await asyncio.wait(list(self._connections), timeout=grace)
@@ -171,6 +175,11 @@ class Connection:
                 self._socket.close()
             else:
                 self._stream.close()
+
+    @property
+    def streaming(self) -> bool:
+        """Whether an answer of unknown length is under way."""
+        return self._streaming is not None
 
     async def receive(self) -> bool:
         """Adds what has arrived to the buffer; false at the end of the client's input."""

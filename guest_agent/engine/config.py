@@ -137,7 +137,7 @@ def read_file(path: str) -> Values:
 
 
 def parse_options(arguments: Sequence[str]) -> tuple[Values, dict[str, str]]:
-    """The settings on a command line (`--key value`, `--key=value`, repeated for lists), and the options left over.
+    """The settings on a command line (`--key value`, `--key=value`, repeated for lists), and what is left.
 
     An option that is not a setting is returned by name with its text. Raises InvalidParameter.
     """
