@@ -20,9 +20,18 @@ _IPV6_HOSTS: tuple[Record, ...] = (
 )
 
 
-def hosts(records: list[Record]) -> str:
+def render(records: list[Record]) -> str:
     """An /etc/hosts: the fixed entries, then `records` in order."""
     return "".join(f"{address}\t{names}\n" for address, names in (*_IPV4_HOSTS, *_IPV6_HOSTS, *records))
+
+
+def of_host() -> str:
+    """The host's own hosts file, for containers in its network namespace; empty when it has none."""
+    try:
+        with open("/etc/hosts", encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
 
 
 def own_names(hostname: str, domainname: str) -> str:
@@ -63,23 +72,30 @@ def remove_records(text: str, records: list[Record]) -> str:
 
 
 def write(directory: str, hosts_text: str, hostname: str, resolv: ResolvConf) -> None:
-    """Write the three files into the container's directory, each whole or not at all. Raises OSError."""
+    """Write the three files into the container's directory, as each start needs them. Raises OSError."""
     write_file(directory, "hosts", hosts_text)
     write_file(directory, "hostname", hostname + "\n")
     write_file(directory, "resolv.conf", resolv.render())
 
 
 def write_file(directory: str, name: str, text: str) -> None:
-    """Write one file by a temporary name and rename. Raises OSError."""
+    """Make one file anew. Raises OSError.
+
+    Every start writes these files, so a crash can cost nothing. The old one is removed rather than replaced by
+    rename or truncated: for those ext4 would write to the disk at once.
+    """
     path = os.path.join(directory, name)
-    temporary = f"{path}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = os.open(path, flags, 0o644)
+    except FileExistsError:
+        os.unlink(path)
+        fd = os.open(path, flags, 0o644)
     try:
         os.fchmod(fd, 0o644)
         os.write(fd, text.encode("utf-8", "surrogateescape"))
     finally:
         os.close(fd)
-    os.rename(temporary, path)
 
 
 def rewrite_in_place(path: str, text: str) -> None:
