@@ -105,7 +105,7 @@ def docker_binary() -> str:
 
     Raises RuntimeError when there is none or it is too old to speak the API versions the suite asks for.
     """
-    fetched = cache_directory() / "docker-cli" / "usr" / "bin" / "docker"
+    fetched = cache_directory() / "docker" / "usr" / "bin" / "docker"
     found = os.environ.get("WHERRY_TEST_DOCKER") or (
         str(fetched) if fetched.exists() else shutil.which("docker")
     )
