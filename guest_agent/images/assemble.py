@@ -1,0 +1,123 @@
+"""Bringing layers and images into the store: the steps that load, import and commit share with pull."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from guest_agent.images import manifest
+from guest_agent.images.content import BlobWriter, digest_of
+from guest_agent.images.decompress import Read, kind_of
+from guest_agent.images.manifest import Descriptor
+from guest_agent.images.reference import Reference
+from guest_agent.images.snapshots import chain_ids
+from guest_agent.images.store import Image, ImageStore, LayerRow, Lease
+from guest_agent.images.unpack import StagedLayer, reading
+
+_CHUNK = 1 << 20
+
+
+def store_stream(store: ImageStore, lease: Lease, read: Read) -> Descriptor:
+    """Stores a layer's stream as a blob, compressed when it comes plain, and leases it."""
+    head = read(_CHUNK)
+    while 0 < len(head) < 6 and (more := read(_CHUNK)):
+        head += more
+    kind = kind_of(head)
+    with store.content.writer() as writer:
+        if kind in ("gzip", "zstd"):
+            data = head
+            while data:
+                writer.write(data)
+                data = read(_CHUNK)
+        else:
+            if kind:
+                from guest_agent.images.decompress import Decompressed
+
+                read = Decompressed(_prepended(head, read)).read
+                head = read(_CHUNK)
+            kind = "gzip"
+            _compress(head, read, writer)
+        blob = Descriptor(manifest.layer_type(kind), writer.digest, writer.size)
+        lease.hold(blob.digest)
+        if not store.content.has(blob.digest):
+            writer.commit()
+    return blob
+
+
+def _prepended(head: bytes, read: Read) -> Read:
+    pending = [head]
+    return lambda size: pending.pop() if pending else read(size)
+
+
+def _compress(head: bytes, read: Read, writer: BlobWriter) -> None:
+    """Writes `head` and what `read` gives as gzip.
+
+    Fast, since a blob is written more often than it is sent.
+    """
+    from isal import isal_zlib
+
+    engine = isal_zlib.compressobj(isal_zlib.ISAL_BEST_SPEED, isal_zlib.DEFLATED, 31)
+    data = head
+    while data:
+        writer.write(engine.compress(data))
+        data = read(_CHUNK)
+    writer.write(engine.flush())
+
+
+def extract_layers(
+    store: ImageStore,
+    lease: Lease,
+    blobs: Sequence[Descriptor],
+    diff_ids: Sequence[str],
+    progress: Callable[[int, int], None] = lambda index, done: None,
+) -> None:
+    """Extracts those of an image's layers that are not here yet.
+
+    `progress(index, bytes of the blob read)`.
+    """
+    chains = chain_ids(diff_ids)
+    lease.hold_chains(chains)
+    for index, (blob, diff, chain) in enumerate(zip(blobs, diff_ids, chains, strict=True)):
+        if store.layer(chain) is not None:
+            continue
+        fd = store.content.open(blob.digest)
+        try:
+            with StagedLayer(store.snapshots, base=index == 0) as staged:
+                staged.unpack(_told(reading(fd), index, progress), diff)
+                staged.commit(chain, store.snapshots.lower(chains[:index]))
+                parent = chains[index - 1] if index else ""
+                store.add_layer(LayerRow(chain, parent, diff, staged.size, blob.digest, blob.media_type))
+        finally:
+            os.close(fd)
+
+
+def _told(read: Read, index: int, progress: Callable[[int, int], None]) -> Read:
+    done = 0
+
+    def counting(size: int) -> bytes:
+        nonlocal done
+        data = read(size)
+        done += len(data)
+        progress(index, done)
+        return data
+
+    return counting
+
+
+def add_image(
+    store: ImageStore,
+    lease: Lease,
+    config: bytes,
+    blobs: Sequence[Descriptor],
+    names: Sequence[Reference] = (),
+    parent: str = "",
+) -> tuple[Image, list[str]]:
+    """Commits an image made here or loaded, with a manifest of our own.
+
+    Returns what `ImageStore.add_image` does.
+    """
+    described = Descriptor(manifest.OCI_CONFIG, digest_of(config), len(config))
+    document = manifest.image_manifest(described, blobs)
+    lease.hold(described.digest, digest_of(document))
+    store.content.put(config)
+    return store.add_image(described.digest, store.content.put(document), names, parent)

@@ -1,0 +1,152 @@
+"""Layers on disk, one directory each, and the writable directories of containers.
+
+`layers/HEX` is the layer with that chain id (OCI image-spec config.md), complete when it has this name.
+`containers/ID/{upper,work}` are a container's own. Overlay puts them together at launch; no mount is held
+here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+
+from guest_agent.runtime.types import Overlay
+
+MAX_LAYERS = 127  # Docker's limit, well within overlay's 500
+
+
+def chain_ids(diff_ids: Sequence[str]) -> list[str]:
+    """The chain id of each layer, bottom first (OCI image-spec config.md, "Layer ChainID")."""
+    chains: list[str] = []
+    for diff in diff_ids:
+        chains.append(
+            f"sha256:{hashlib.sha256(f'{chains[-1]} {diff}'.encode()).hexdigest()}" if chains else diff
+        )
+    return chains
+
+
+class Snapshots:
+    """The layers and writable directories below `root`, the engine's own directory (0710 above it)."""
+
+    def __init__(self, root: str) -> None:
+        self._layers = os.path.join(root, "snapshots")
+        self._containers = os.path.join(root, "containers")
+        self._staging = os.path.join(root, "staging")
+        self._empty = os.path.join(root, "empty")
+        for path in (self._layers, self._containers, self._staging, self._empty):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        os.chmod(self._empty, 0o755)
+        self._sweep_lock = threading.Lock()
+        self._rubbish: list[str] = []
+        self._sweeping = False
+
+    # -- layers ------------------------------------------------------------------------------------
+
+    def path(self, chain: str) -> str:
+        """The directory of a layer."""
+        return os.path.join(self._layers, chain.rpartition(":")[2])
+
+    def has(self, chain: str) -> bool:
+        """Whether the layer is complete."""
+        return os.path.isdir(self.path(chain))
+
+    def stage(self) -> str:
+        """A new directory to extract a layer into; `commit` or `discard` ends it."""
+        path = os.path.join(self._staging, uuid.uuid4().hex)
+        os.mkdir(path, 0o755)
+        os.chmod(path, 0o755)
+        return path
+
+    def commit(self, staged: str, chain: str) -> None:
+        """Gives a staged directory its layer's name.
+
+        One that is there already stays, and the new one goes.
+        """
+        try:
+            os.rename(staged, self.path(chain))
+        except OSError:
+            if not self.has(chain):
+                raise
+            self.discard(staged)
+
+    def discard(self, staged: str) -> None:
+        """Removes a staged directory."""
+        shutil.rmtree(staged, ignore_errors=True)
+
+    def delete(self, chain: str) -> None:
+        """Takes a layer away at once; its files go in the background."""
+        self._retire(self.path(chain))
+
+    def chains(self) -> Iterator[str]:
+        """The chain ids of all layers that are here."""
+        for name in os.listdir(self._layers):
+            yield f"sha256:{name}"
+
+    # -- containers --------------------------------------------------------------------------------
+
+    def overlay(self, container: str, chains: Sequence[str]) -> Overlay:
+        """A container's root on the layers `chains` (bottom first)."""
+        base = os.path.join(self._containers, container)
+        return Overlay(self.lower(chains), os.path.join(base, "upper"), os.path.join(base, "work"))
+
+    def lower(self, chains: Sequence[str]) -> tuple[str, ...]:
+        """The directories of layers, topmost first; one empty directory for an image without layers."""
+        return tuple(self.path(chain) for chain in reversed(chains)) or (self._empty,)
+
+    def prepare(self, container: str, chains: Sequence[str]) -> Overlay:
+        """Makes a container's writable directories.
+
+        The root directory's attributes come from the top layer.
+        """
+        overlay = self.overlay(container, chains)
+        os.mkdir(os.path.dirname(overlay.upper), 0o700)
+        os.mkdir(overlay.work, 0o700)
+        os.mkdir(overlay.upper, 0o755)
+        st = os.stat(overlay.lower[0])
+        os.chmod(overlay.upper, stat.S_IMODE(st.st_mode))
+        if st.st_uid or st.st_gid:
+            os.chown(overlay.upper, st.st_uid, st.st_gid)
+        return overlay
+
+    def remove(self, container: str) -> None:
+        """Takes a container's writable directories away at once; its files go in the background."""
+        self._retire(os.path.join(self._containers, container))
+
+    def containers(self) -> Iterator[str]:
+        """The containers that have writable directories."""
+        yield from os.listdir(self._containers)
+
+    # -- rubbish -----------------------------------------------------------------------------------
+
+    def _retire(self, path: str) -> None:
+        target = os.path.join(self._staging, uuid.uuid4().hex)
+        try:
+            os.rename(path, target)
+        except FileNotFoundError:
+            return
+        self._sweep([target])
+
+    def recover(self) -> None:
+        """Removes, in the background, what a killed process left half made or half removed."""
+        self._sweep([os.path.join(self._staging, name) for name in os.listdir(self._staging)])
+
+    def _sweep(self, paths: list[str]) -> None:
+        with self._sweep_lock:
+            self._rubbish += paths
+            if self._rubbish and not self._sweeping:
+                self._sweeping = True
+                threading.Thread(target=self._sweep_all, name="images-sweep", daemon=True).start()
+
+    def _sweep_all(self) -> None:
+        while True:
+            with self._sweep_lock:
+                if not self._rubbish:
+                    self._sweeping = False
+                    return
+                path = self._rubbish.pop()
+            shutil.rmtree(path, ignore_errors=True)
