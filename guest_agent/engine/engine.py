@@ -6,13 +6,13 @@ from typing import Any
 
 from guest_agent.engine.config import Config
 from guest_agent.engine.events import EventBus
+from guest_agent.images import ImageStore
 from guest_agent.roots import Roots
 
 
 class Engine:
     """Holds the parts of one engine."""
 
-    images: Any
     containers: Any
     networks: Any
     volumes: Any
@@ -22,3 +22,4 @@ class Engine:
         self.roots = roots
         self.config = config
         self.events = EventBus()
+        self.images = ImageStore(roots)

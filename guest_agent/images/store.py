@@ -418,6 +418,10 @@ class ImageStore:
         """The containers made from an image."""
         return [found for (found,) in self.metadata.rows("SELECT id FROM containers WHERE image = ?", (id,))]
 
+    def has_children(self, id: str) -> bool:
+        """Whether images were made here from this one."""
+        return self.metadata.row("SELECT 1 FROM images WHERE parent = ?", (id,)) is not None
+
 
 def _no_such_image(name: str) -> NotFound:
     return NotFound(f"No such image: {name}", "Pull it, or look at the names that 'image ls' shows.")

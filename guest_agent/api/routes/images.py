@@ -1,0 +1,132 @@
+"""/images/…"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from guest_agent.api.http import Request, Response, StreamingResponse
+from guest_agent.api.router import Router
+from guest_agent.engine import image_filters
+from guest_agent.engine.background import Messages
+from guest_agent.engine.engine import Engine
+from guest_agent.engine.images import Images, repository_tag
+from guest_agent.errors import EngineError, InvalidParameter
+from guest_agent.images import platforms
+from guest_agent.images.platforms import Platform
+
+
+def register(router: Router, engine: Engine) -> None:
+    """Adds the routes of images."""
+
+    def running(id: str) -> bool:
+        container = engine.containers.find(id)
+        return container is not None and bool(container.state.running)
+
+    routes = _Routes(Images(engine.images, engine.events, running))
+    router.add("GET", "/images/json", routes.list)
+    router.add("POST", "/images/create", routes.create)
+    router.add("POST", "/images/load", routes.load)
+    router.add("POST", "/images/prune", routes.prune)
+    router.add("GET", "/images/{name...}/json", routes.inspect)
+    router.add("GET", "/images/{name...}/history", routes.history)
+    router.add("POST", "/images/{name...}/tag", routes.tag)
+    router.add("DELETE", "/images/{name...}", routes.delete)
+
+
+class _Routes:
+    def __init__(self, images: Images) -> None:
+        self._images = images
+
+    async def list(self, request: Request) -> Response:
+        query = request.query
+        filters = query.filters(image_filters.LIST_FILTERS)
+        if query.get("filter") and request.version < (1, 41):  # older clients' way to say reference
+            filters.setdefault("reference", []).append(query.get("filter"))
+        return Response(
+            200,
+            self._images.summaries(filters, query.flag("all"), query.flag("shared-size"), request.version),
+        )
+
+    async def inspect(self, request: Request) -> Response:
+        return Response(200, self._images.inspect(request.params["name"], request.version))
+
+    async def history(self, request: Request) -> Response:
+        return Response(200, self._images.history(request.params["name"]))
+
+    async def tag(self, request: Request) -> Response:
+        ref = repository_tag(request.query.get("repo"), request.query.get("tag"))
+        await self._images.tag(request.params["name"], ref)
+        return Response(201)
+
+    async def delete(self, request: Request) -> Response:
+        query = request.query
+        records = await self._images.remove(
+            request.params["name"], query.flag("force"), not query.flag("noprune")
+        )
+        return Response(200, records)
+
+    async def prune(self, request: Request) -> Response:
+        return Response(200, await self._images.prune(request.query.filters(image_filters.PRUNE_FILTERS)))
+
+    async def load(self, request: Request) -> StreamingResponse:
+        query = request.query
+        quiet, platform = query.flag("quiet"), _platform_json(query.get("platform"))
+        return await _messages(
+            lambda messages: self._images.load(aiter(request.body), messages.emit, quiet, platform)
+        )
+
+    async def create(self, request: Request) -> StreamingResponse:
+        query = request.query
+        platform = platforms.parse(query.get("platform")) if query.get("platform") else None
+        source = query.get("fromSrc")
+        name = None
+        if query.get("repo"):
+            name = repository_tag(query.get("repo"), query.get("tag"))
+
+        async def import_(messages: Messages) -> None:
+            loaded = await self._images.import_(
+                aiter(request.body), name, {}, query.get("message"), platform, source
+            )
+            messages.emit({"status": loaded.image.id})
+
+        return await _messages(import_)
+
+
+def _platform_json(text: str) -> Platform | None:
+    """A platform as a JSON object, as `load` and `save` take it."""
+    if not text:
+        return None
+    try:
+        value = json.loads(text)
+        return platforms.normalise(value["os"], value["architecture"], value.get("variant") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InvalidParameter(f"failed to parse platform: {text}")
+
+
+async def _messages(work: Callable[[Messages], Awaitable[None]]) -> StreamingResponse:
+    """Answers with what `work` says. An error before it says anything is the request's.
+
+    Later it is a message.
+    """
+    messages = Messages()
+    await messages.begin(work(messages))
+
+    async def lines() -> AsyncIterator[bytes]:
+        try:
+            async with aclosing(messages.stream()) as stream:
+                async for message in stream:
+                    yield _line(message)
+        except EngineError as e:
+            detail: dict[str, Any] = {"message": e.message}
+            if e.hint:
+                detail["hint"] = e.hint
+            yield _line({"errorDetail": detail, "error": e.message})
+
+    return StreamingResponse(200, "application/json", lines())
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\r\n"
