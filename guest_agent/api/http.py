@@ -100,7 +100,7 @@ class Body(Protocol):
 class Request:
     """One API request, the version prefix taken off the path."""
 
-    __slots__ = ("_hijack", "body", "headers", "method", "params", "path", "query", "version")
+    __slots__ = ("_take_over", "body", "headers", "method", "params", "path", "query", "version")
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Request:
         headers: dict[str, str],
         version: tuple[int, int],
         body: Body,
-        hijack: Callable[[str], Awaitable[Stream]],
+        take_over: Callable[[int, dict[str, str]], Awaitable[Stream]],
     ) -> None:
         self.method = method
         self.path = path  # percent-decoded
@@ -119,7 +119,7 @@ class Request:
         self.version = version
         self.body = body
         self.params: dict[str, str] = {}  # from the route's pattern
-        self._hijack = hijack
+        self._take_over = take_over
 
     async def json(self, type: type[T], optional: bool = False) -> T:
         """The body as a value of `type` (a msgspec.Struct, dict[str, str] …), read as Go's decoder would.
@@ -138,7 +138,16 @@ class Request:
         MULTIPLEXED_STREAM is announced only where Docker does: on 101, from API 1.42. The handler returns
         None afterwards; what it neither closed nor detached is closed then.
         """
-        return await self._hijack(content_type)
+        upgrade = self.headers.get("upgrade")
+        if content_type == MULTIPLEXED_STREAM and (upgrade is None or self.version < (1, 42)):
+            content_type = RAW_STREAM
+        if upgrade is not None:
+            return await self.upgrade("tcp", {"Content-Type": content_type})
+        return await self._take_over(200, {"Content-Type": content_type})
+
+    async def upgrade(self, protocol: str, headers: dict[str, str]) -> Stream:
+        """Takes the connection over for another protocol: answers 101. What `hijack` says holds here, too."""
+        return await self._take_over(101, {"Connection": "Upgrade", "Upgrade": protocol, **headers})
 
 
 class Response:

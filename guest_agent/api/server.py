@@ -20,8 +20,6 @@ from guest_agent import __version__
 from guest_agent.api import wire
 from guest_agent.api.errors import error_response
 from guest_agent.api.http import (
-    MULTIPLEXED_STREAM,
-    RAW_STREAM,
     Query,
     Request,
     Response,
@@ -285,25 +283,17 @@ class Connection:
         version, path = split_version(unquote(target.path, errors="surrogateescape") or "/")
         query = Query(target.query)
 
-        async def hijack(content_type: str) -> Stream:
-            return await self._hijack(head, body, version, content_type)
+        async def take_over(status: int, headers: dict[str, str]) -> Stream:
+            return await self._hijack(body, status, headers)
 
-        return Request(head.method, path, query, head.headers, version, body, hijack)
+        return Request(head.method, path, query, head.headers, version, body, take_over)
 
-    async def _hijack(
-        self, head: wire.Head, body: _Body, version: tuple[int, int], content_type: str
-    ) -> Stream:
+    async def _hijack(self, body: _Body, status: int, headers: dict[str, str]) -> Stream:
         if self._stream is not None:
             raise RuntimeError("the connection is hijacked already")
         if not await body.skip():
             raise ConnectionError("the request's body is too long")
-        headers = {"Content-Type": content_type}
-        upgrade = head.headers.get("upgrade")
-        if content_type == MULTIPLEXED_STREAM and (upgrade is None or version < (1, 42)):
-            headers["Content-Type"] = RAW_STREAM
-        if upgrade is not None:
-            headers |= {"Connection": "Upgrade", "Upgrade": upgrade}
-        await self.send(wire.response_head(200 if upgrade is None else 101, headers, COMMON_HEADERS))
+        await self.send(wire.response_head(status, headers, COMMON_HEADERS))
         self._hangups.remove(self._socket.fileno())
         self._stream = Stream(self._socket, bytes(self._buffer))
         return self._stream

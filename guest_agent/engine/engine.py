@@ -6,6 +6,7 @@ from typing import Any
 
 from guest_agent.engine.config import Config
 from guest_agent.engine.events import EventBus
+from guest_agent.engine.watches import Watches
 from guest_agent.images import ImageStore
 from guest_agent.roots import Roots
 
@@ -23,3 +24,4 @@ class Engine:
         self.config = config
         self.events = EventBus()
         self.images = ImageStore(roots)
+        self.watches = Watches()

@@ -36,14 +36,15 @@ class Authority:
             not_valid_after=now + datetime.timedelta(days=2),
         )
 
-    def issue(self, name: str, *addresses: str) -> tuple[Path, Path]:
-        """A server certificate for a DNS name and IP addresses: the paths of certificate and key."""
+    def issue(self, name: str, *addresses: str, client: bool = False) -> tuple[Path, Path]:
+        """A server's (or a client's) certificate for a DNS name and IP addresses: paths of it and its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.DNSName(name), *(x509.IPAddress(ipaddress.ip_address(each)) for each in addresses)]
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         certificate = (
             self._builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key.public_key())
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
             .sign(self.key, hashes.SHA256())
         )
         paths = self.directory / f"{name}.pem", self.directory / f"{name}.key"
