@@ -78,7 +78,7 @@ def describe(engine: Engine, api: tuple[int, int]) -> dict[str, Any]:
         total += 1
         status = container.state.status
         counts[status] = counts.get(status, 0) + 1
-    limits = cgroups.describe()
+    limits = _limits()
     system = os.uname()
     name, os_version = _operating_system()
     info: dict[str, Any] = {
@@ -87,7 +87,7 @@ def describe(engine: Engine, api: tuple[int, int]) -> dict[str, Any]:
         "ContainersRunning": counts["running"],
         "ContainersPaused": counts["paused"],
         "ContainersStopped": total - counts["running"] - counts["paused"],
-        "Images": len(engine.images.list()),
+        "Images": len(engine.images.images()),
         "Driver": "overlay2",
         "DriverStatus": _driver_status(engine.roots.data),
         "Plugins": {
@@ -96,13 +96,13 @@ def describe(engine: Engine, api: tuple[int, int]) -> dict[str, Any]:
             "Authorization": None,
             "Log": ["json-file"],
         },
-        "MemoryLimit": limits["memory"],
-        "SwapLimit": limits["swap"],
-        "CpuCfsPeriod": limits["cpu_cfs"],
-        "CpuCfsQuota": limits["cpu_cfs"],
+        "MemoryLimit": limits["memory_limit"],
+        "SwapLimit": limits["swap_limit"],
+        "CpuCfsPeriod": limits["cpu_cfs_period"],
+        "CpuCfsQuota": limits["cpu_cfs_quota"],
         "CPUShares": limits["cpu_shares"],
         "CPUSet": limits["cpuset"],
-        "PidsLimit": limits["pids"],
+        "PidsLimit": limits["pids_limit"],
         "OomKillDisable": limits["oom_kill_disable"],
         "IPv4Forwarding": _switch("/proc/sys/net/ipv4/ip_forward"),
         "Debug": config.debug,
@@ -111,7 +111,7 @@ def describe(engine: Engine, api: tuple[int, int]) -> dict[str, Any]:
         "SystemTime": rfc3339(time.time_ns()),
         "LoggingDriver": config.log_driver,
         "CgroupDriver": limits["driver"],
-        "CgroupVersion": str(limits["version"]),
+        "CgroupVersion": limits["version"],
         "NEventsListener": engine.events.subscribers,
         "KernelVersion": system.release,
         "OperatingSystem": name,
@@ -164,6 +164,11 @@ def describe(engine: Engine, api: tuple[int, int]) -> dict[str, Any]:
             info[field]["Expected"] = info[field]["ID"]
         del info["FirewallBackend"]
     return info
+
+
+@cache
+def _limits() -> dict[str, Any]:
+    return cgroups.describe()
 
 
 @cache
@@ -230,10 +235,10 @@ def _registries(mirrors: dict[str, list[str]], insecure: list[str]) -> dict[str,
     return {"InsecureRegistryCIDRs": networks, "IndexConfigs": indexes, "Mirrors": hub}
 
 
-def _security_options(engine: Engine, cgroup_version: int) -> list[str]:
+def _security_options(engine: Engine, cgroup_version: str) -> list[str]:
     config = engine.config
     options = [f"name=seccomp,profile={config.seccomp_profile}"]
-    if (config.default_cgroupns_mode or ("private" if cgroup_version == 2 else "host")) == "private":
+    if (config.default_cgroupns_mode or ("private" if cgroup_version == "2" else "host")) == "private":
         options.append("name=cgroupns")
     if config.no_new_privileges:
         options.append("name=no-new-privileges")
@@ -241,12 +246,12 @@ def _security_options(engine: Engine, cgroup_version: int) -> list[str]:
 
 
 _LIMIT_WARNINGS = {
-    "memory": "WARNING: No memory limit support",
-    "swap": "WARNING: No swap limit support",
+    "memory_limit": "WARNING: No memory limit support",
+    "swap_limit": "WARNING: No swap limit support",
     "cpu_shares": "WARNING: No cpu shares support",
-    "cpu_cfs": "WARNING: No cpu cfs quota support",
+    "cpu_cfs_quota": "WARNING: No cpu cfs quota support",
     "cpuset": "WARNING: No cpuset support",
-    "pids": "WARNING: No pids limit support",
+    "pids_limit": "WARNING: No pids limit support",
 }
 
 

@@ -202,8 +202,10 @@ def test_tcp_with_clients_certificates(root: Path, start: Callable[..., Agent]) 
         *("--tlscert", str(certificate), "--tlskey", str(key)),
     )
     result = subprocess.run(
-        ["curl", "-sS", "--cacert", authority.path, "--cert", client, "--key", client_key]
-        + [f"https://localhost:{port}/_ping"],
+        [
+            *("curl", "-sS", "--cacert", str(authority.path), "--cert", str(client)),
+            *("--key", str(client_key), f"https://localhost:{port}/_ping"),
+        ],
         capture_output=True,
         text=True,
     )
