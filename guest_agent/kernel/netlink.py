@@ -54,7 +54,7 @@ IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 18, 26, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
-IFLA_BRPORT_ISOLATED = 33
+IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 IFA_F_NODAD = 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
@@ -161,21 +161,39 @@ class Netlink:
         for start in range(0, len(messages), MAX_BATCH):
             chunk = messages[start : start + MAX_BATCH]
             first = self._sequence + 1
-            self._socket.send(b"".join(self.pack(*message) for message in chunk))
-            for sequence, error, text in self.acknowledgements(first, len(chunk)):
+            self.send(b"".join(self.pack(*message)[1] for message in chunk))
+            for sequence, error, text in self._acknowledgements(first, len(chunk)):
                 if error and error not in ignored and failure is None:
                     failure = NetlinkError(error, start + sequence - first, text)
         if failure is not None:
             raise failure
 
-    def pack(self, kind: int, flags: int, payload: bytes) -> bytes:
-        """A message with the next sequence number that asks for an acknowledgement."""
+    def pack(self, kind: int, flags: int, payload: bytes, acknowledge: bool = True) -> tuple[int, bytes]:
+        """A message with the next sequence number, and that number."""
         self._sequence += 1
         total = 16 + len(payload)
-        header = _NLMSGHDR.pack(total, kind, flags | NLM_F_REQUEST | NLM_F_ACK, self._sequence, 0)
-        return header + payload + bytes(-total % 4)
+        flags |= NLM_F_REQUEST | NLM_F_ACK if acknowledge else NLM_F_REQUEST
+        header = _NLMSGHDR.pack(total, kind, flags, self._sequence, 0)
+        return self._sequence, header + payload + bytes(-total % 4)
 
-    def acknowledgements(self, first: int, count: int) -> Iterator[tuple[int, int, str]]:
+    def send(self, data: bytes) -> None:
+        """Send packed messages; the kernel has handled them when this returns."""
+        self._socket.send(data)
+
+    def wait(self, first: int, last: int) -> NetlinkError | None:
+        """Receive until request `last` is answered; the first refusal of requests from `first` on, if any."""
+        failure: NetlinkError | None = None
+        while True:
+            for kind, flags, sequence, payload in self._receive():
+                if kind != NLMSG_ERROR or not first <= sequence <= last:
+                    continue
+                error = -struct.unpack_from("=i", payload)[0]
+                if error and failure is None:
+                    failure = NetlinkError(error, sequence - first, _ack_text(flags, payload))
+                if sequence == last:
+                    return failure
+
+    def _acknowledgements(self, first: int, count: int) -> Iterator[tuple[int, int, str]]:
         """Receive until `count` requests from number `first` on are answered: (sequence, errno, text)."""
         missing = count
         while missing:
@@ -190,11 +208,8 @@ class Netlink:
         Raises NetlinkError (ENODEV, ENOENT …) as the kernel does. A dump that a change interrupted is given
         as it is: no user here relies on having seen an object that was made meanwhile.
         """
-        self._sequence += 1
-        total = 16 + len(payload)
         dump = flags & NLM_F_DUMP == NLM_F_DUMP
-        flags |= NLM_F_REQUEST if dump else NLM_F_REQUEST | NLM_F_ACK
-        self._socket.send(_NLMSGHDR.pack(total, kind, flags, self._sequence, 0) + payload + bytes(-total % 4))
+        self.send(self.pack(kind, flags, payload, acknowledge=not dump)[1])
         answers: list[tuple[int, bytes]] = []
         while True:
             for answer, answer_flags, sequence, data in self._receive():
@@ -283,9 +298,13 @@ def set_link(name: str, up: bool | None = None, ipv6_addresses: bool = True, mtu
     return RTM_SETLINK, 0, _IFINFOMSG.pack(0, 0, 0, flags if up else 0, flags) + attrs
 
 
-def isolate_port(index: int) -> Message:
-    """Keep a bridge port from exchanging frames with other isolated ports of its bridge (Linux 4.18)."""
-    protinfo = nest(IFLA_PROTINFO, attr(IFLA_BRPORT_ISOLATED, b"\1"))
+def set_port(index: int, option: int) -> Message:
+    """Turn on an option of a bridge port.
+
+    IFLA_BRPORT_ISOLATED: it exchanges no frames with other isolated ports (Linux 4.18). IFLA_BRPORT_MODE:
+    "hairpin", frames may leave by the port they came in by.
+    """
+    protinfo = nest(IFLA_PROTINFO, attr(option, b"\1"))
     return RTM_SETLINK, 0, _IFINFOMSG.pack(AF_BRIDGE, 0, index, 0, 0) + protinfo
 
 

@@ -69,10 +69,10 @@ def ensure(bridge: Bridge) -> int:
                 f"cannot create network: the interface {bridge.name} exists and is no bridge",
                 f"Remove it (ip link delete {bridge.name}), or give the network another bridge name.",
             )
-        _sysctl(f"ipv6/conf/{bridge.name}/accept_ra", "0")
+        set_sysctl(f"ipv6/conf/{bridge.name}/accept_ra", "0")
         # Without an IPv6 subnet the bridge must not speak IPv6 at all: containers could otherwise reach the
         # host's link-local address, or reconfigure it by router advertisements (CVE-2020-13401).
-        _sysctl(f"ipv6/conf/{bridge.name}/disable_ipv6", "0" if bridge.ipv6 else "1")
+        set_sysctl(f"ipv6/conf/{bridge.name}/disable_ipv6", "0" if bridge.ipv6 else "1")
         index = link.index
         have = {address for owner, address in netlink.get_addresses(kernel) if owner == index}
         stale = [item for item in have.difference(bridge.addresses) if not item.is_link_local]
@@ -96,8 +96,8 @@ def prepare_namespace(namespace: int) -> None:
     for those whose network has it (CVE-2024-32473).
     """
     del namespace
-    _sysctl("ipv6/conf/default/disable_ipv6", "1")
-    _sysctl("ipv6/conf/default/accept_ra", "0")
+    set_sysctl("ipv6/conf/default/disable_ipv6", "1")
+    set_sysctl("ipv6/conf/default/accept_ra", "0")
     with Netlink() as kernel:
         kernel.batch([netlink.set_link("lo", up=True)])
 
@@ -118,7 +118,7 @@ def connect(namespace: int, bridge: Bridge, wire: Wire) -> None:
             # No address of its own for the port: its frames belong to the bridge.
             kernel.batch([netlink.set_link(name, up=True, ipv6_addresses=False)])
             if not bridge.icc and (port := netlink.get_link(kernel, name)) is not None:
-                kernel.batch([netlink.isolate_port(port.index)])
+                kernel.batch([netlink.set_port(port.index, netlink.IFLA_BRPORT_ISOLATED)])
             netns.enter(namespace, lambda _: configure(wire))
         except BaseException:
             kernel.batch([netlink.delete_link(name)], (errno.ENODEV,))
@@ -129,10 +129,10 @@ def configure(wire: Wire) -> None:
     """Inside a container's namespace: bring the interface up with its addresses and default routes."""
     has_ipv6 = any(address.version == 6 for address in wire.addresses)
     if has_ipv6:
-        _sysctl(f"ipv6/conf/{wire.interface}/disable_ipv6", "0")
-        _sysctl(f"ipv6/conf/{wire.interface}/accept_ra", "0")
+        set_sysctl(f"ipv6/conf/{wire.interface}/disable_ipv6", "0")
+        set_sysctl(f"ipv6/conf/{wire.interface}/accept_ra", "0")
     if wire.announce:
-        _sysctl(f"ipv4/conf/{wire.interface}/arp_notify", "1")
+        set_sysctl(f"ipv4/conf/{wire.interface}/arp_notify", "1")
     with Netlink() as kernel:
         link = netlink.get_link(kernel, wire.interface)
         if link is None:
@@ -180,20 +180,8 @@ def routed_subnets(without: frozenset[str] = frozenset()) -> list[netlink.Networ
         return [subnet for subnet, index in routes if subnet.prefixlen and index not in skipped]
 
 
-def enable_forwarding() -> list[str]:
-    """Turn on IPv4 forwarding. Returns the links between which the host did not forward until now."""
-    path = "/proc/sys/net/ipv4/ip_forward"
-    with open(path) as file:
-        if file.read().strip() == "1":
-            return []
-    with Netlink() as kernel:
-        uplinks = [link.name for link in netlink.get_links(kernel) if link.name != "lo"]
-    _sysctl("ipv4/ip_forward", "1")
-    return uplinks
-
-
-def _sysctl(name: str, value: str) -> None:
-    """Write a sysctl below net/ of the calling thread's namespace, unless the kernel lacks it (no IPv6)."""
+def set_sysctl(name: str, value: str) -> None:
+    """Write a setting below net/ of the calling thread's namespace, unless the kernel lacks it (no IPv6)."""
     try:
         fd = os.open(f"/proc/sys/net/{name}", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -204,6 +192,14 @@ def _sysctl(name: str, value: str) -> None:
         os.close(fd)
 
 
-def route_localnet(name: str) -> None:
-    """Let connections to 127.0.0.1 be redirected out of that bridge; the firewall drops what arrives so."""
-    _sysctl(f"ipv4/conf/{name}/route_localnet", "1")
+def allow_redirects(name: str, port: str) -> None:
+    """Make a bridge, and the port on it, fit for redirected connections.
+
+    Those to 127.0.0.1 may be sent out of the bridge (the firewall drops what arrives so). Where
+    br_netfilter makes bridged frames pass the firewall, a container that reaches itself by the host's
+    address needs its frames back.
+    """
+    set_sysctl(f"ipv4/conf/{name}/route_localnet", "1")
+    with Netlink() as kernel:
+        if (link := netlink.get_link(kernel, port)) is not None:
+            kernel.batch([netlink.set_port(link.index, netlink.IFLA_BRPORT_MODE)])

@@ -81,8 +81,8 @@ def write(directory: str, hosts_text: str, hostname: str, resolv: ResolvConf) ->
 def write_file(directory: str, name: str, text: str) -> None:
     """Make one file anew. Raises OSError.
 
-    Every start writes these files, so a crash can cost nothing. The old one is removed rather than replaced by
-    rename or truncated: for those ext4 would write to the disk at once.
+    Every start writes these files, so a crash can cost nothing. The old one is removed rather than replaced
+    by rename or truncated: for those ext4 would write to the disk at once.
     """
     path = os.path.join(directory, name)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from guest_agent.errors import Conflict, InternalError, InvalidParameter, NotSupported
-from guest_agent.network import bridge, hosts, resolvconf
+from guest_agent.errors import Conflict, InternalError, InvalidParameter
+from guest_agent.network import bridge, coexist, hosts, naming, resolvconf
 from guest_agent.network.bridge import Address, Bridge, Wire
 from guest_agent.network.definitions import Definitions, new_id
+from guest_agent.network.firewall import Firewall
+from guest_agent.network.forwarding import Forwarding
 from guest_agent.network.pool import Ready, ReadyPool, background_worker, make
+from guest_agent.network.publisher import Publisher, PublishError
 from guest_agent.network.segment import Segment, wire_of
 from guest_agent.network.store import SandboxFiles, SandboxRecord
 from guest_agent.network.types import (
@@ -48,6 +51,11 @@ class NetworkManager:
         self._background = background_worker()
         self._bare = ReadyPool(READY_BARE, self._background, lambda: None, lambda wire: None)
         self._connected = ReadyPool(READY_CONNECTED, self._background, self._plan, self._unplan)
+        self._table = naming.table_name(roots)
+        self._firewall = Firewall(self._table)
+        self._publisher = Publisher(roots, self._firewall, self._run)
+        self._forwarding = Forwarding(roots)
+        self._uplinks: list[str] = []
 
     async def start(self, containers: Iterable[SandboxState]) -> None:
         """Set up bridges; take over the containers that run; remove what others left."""
@@ -59,6 +67,15 @@ class NetworkManager:
             self._files.delete(container_id)
         for container_id, record in adopted.items():
             self._adopt(record, running[container_id])
+        self._uplinks = await self._run(self._forwarding.enable)
+        await self._rebuild_firewall()
+        await self._publisher.restore(
+            {
+                key: endpoint
+                for key, record in self._records.items()
+                if (endpoint := self._outward(record.sandbox))
+            }
+        )
         self._bare.fill()
         self._connected.fill()
 
@@ -73,6 +90,7 @@ class NetworkManager:
                 return
             self._files.link(container_id, path)
         self._records[container_id] = record
+        self._publisher.adopt(record.sandbox, self._outward(record.sandbox))
         for endpoint in record.sandbox.endpoints.values():
             if (segment := self._definitions.segments.get(endpoint.network_id)) is not None:
                 segment.claim(endpoint)
@@ -87,16 +105,46 @@ class NetworkManager:
         if request.container_id in self._records:
             raise Conflict(f"container {request.container_id} is connected already")
         memberships = self._memberships(request)
-        if request.ports and request.network_mode not in ("host", "none"):
-            raise NotSupported("published ports are not there yet")
         if request.network_mode == "host":
-            return self._enter(request, memberships, None, [])
+            sandbox = self._sandbox(request, memberships, [])
+            self._enter(request, sandbox, None)
+            return sandbox
         ready, wires = await self._connect(request, memberships)
         try:
-            return self._enter(request, memberships, ready.fd, wires)
+            sandbox = self._sandbox(request, memberships, wires)
+            await self._publish(request, sandbox)
+            try:
+                self._enter(request, sandbox, ready.fd)
+            except BaseException:
+                await self._publisher.unpublish(request.container_id)
+                raise
         except BaseException:
             self._leave(ready.fd, memberships, wires)
             raise
+        return sandbox
+
+    async def _publish(self, request: SandboxRequest, sandbox: Sandbox) -> None:
+        endpoint = self._outward(sandbox)
+        if not request.ports or endpoint is None:
+            return
+        segment = self._definitions.segments[endpoint.network_id]
+        default = segment.host_binding or self._config.ip
+        try:
+            sandbox.published = await self._publisher.publish(
+                request.container_id, request.ports, endpoint, segment.bridge.name, default
+            )
+        except PublishError as error:
+            raise InternalError(
+                "failed to set up container networking: driver failed programming external connectivity on "
+                f"endpoint {request.name} ({endpoint.endpoint_id}): {error}",
+                error.hint,
+            )
+
+    def _outward(self, sandbox: Sandbox) -> Endpoint | None:
+        """The endpoint that the container's default route, and so its published ports, belong to."""
+        candidates = [item for item in sandbox.endpoints.values() if item.ipv4_gateway or item.ipv6_gateway]
+        candidates.sort(key=lambda item: (-item.config.gw_priority, item.network))
+        return candidates[0] if candidates else None
 
     async def _connect(
         self, request: SandboxRequest, memberships: list[Membership]
@@ -162,29 +210,27 @@ class NetworkManager:
             await self._run(bridge.disconnect, holder)
             segment.reclaim(segment.retired - {holder})
 
-    def _enter(
-        self, request: SandboxRequest, memberships: list[Membership], fd: int | None, wires: list[Wire]
-    ) -> Sandbox:
-        container_id = request.container_id
-        path = self._files.path(container_id) if fd is not None else ""
-        sandbox = Sandbox(container_id, new_id(), path, {}, exposed=request.exposed if wires else ())
+    def _sandbox(self, request: SandboxRequest, memberships: list[Membership], wires: list[Wire]) -> Sandbox:
+        path = self._files.path(request.container_id) if request.network_mode != "host" else ""
+        sandbox = Sandbox(request.container_id, new_id(), path, {}, exposed=request.exposed if wires else ())
         for number, (network, config) in enumerate(memberships):
             if wires:
+                names = _dns_names(request, network, config)
                 segment = self._definitions.segments[network.id]
-                endpoint = segment.endpoint(
-                    new_id(), wires[number], config, _dns_names(request, network, config)
-                )
+                endpoint = segment.endpoint(new_id(), wires[number], config, names)
             else:
                 endpoint = Endpoint(network.name, network.id, new_id(), "", "", config)
             sandbox.endpoints[network.name] = endpoint
+        return sandbox
+
+    def _enter(self, request: SandboxRequest, sandbox: Sandbox, fd: int | None) -> None:
         self._write_files(request, sandbox)
-        if fd is not None:
-            self._files.link(container_id, f"/proc/{os.getpid()}/fd/{fd}")
-            self._namespaces[container_id] = fd
         record = SandboxRecord(request, sandbox)
         self._files.save(record)
-        self._records[container_id] = record
-        return sandbox
+        if fd is not None:
+            self._files.link(request.container_id, f"/proc/{os.getpid()}/fd/{fd}")
+            self._namespaces[request.container_id] = fd
+        self._records[request.container_id] = record
 
     def _write_files(self, request: SandboxRequest, sandbox: Sandbox) -> None:
         records = [hosts.extra_host(entry, self._host_gateway()) for entry in request.extra_hosts]
@@ -239,6 +285,12 @@ class NetworkManager:
             return
         self._files.delete(container_id)
         fd = self._namespaces.pop(container_id, None)
+        try:
+            await self._publisher.unpublish(container_id)
+        finally:
+            self._let_go(record, fd)
+
+    def _let_go(self, record: SandboxRecord, fd: int | None) -> None:
         endpoints = record.sandbox.endpoints.values()
         pairs = [(self._definitions.networks.get(item.network_id), wire_of(item)) for item in endpoints]
         connected = [
@@ -275,10 +327,18 @@ class NetworkManager:
         for fd in self._namespaces.values():
             os.close(fd)
         self._namespaces.clear()
+        self._publisher.close()
         if not self._records:
+            await self._run(coexist.withdraw, self._table)
+            await self._run(self._firewall.remove)
             await self._run(self._definitions.remove_bridges)
         self._workers.shutdown()
         self._definitions.close()
+
+    async def _rebuild_firewall(self) -> None:
+        networks = [segment.filtered() for segment in self._definitions.segments.values()]
+        await self._run(self._firewall.rebuild, networks, self._publisher.redirects(), self._uplinks)
+        await self._run(coexist.accept, self._table, [network.bridge for network in networks])
 
     # --- the pool of ready namespaces
 

@@ -9,6 +9,7 @@ import ipaddress
 
 from guest_agent.errors import Forbidden, InvalidParameter
 from guest_agent.network.bridge import Address, Bridge, Wire, host_interface_name, mac_of
+from guest_agent.network.firewall import Filtered
 from guest_agent.network.ipam import AddressPool
 from guest_agent.network.types import Endpoint, EndpointConfig, IpamConfig, Network, NetworkConfig
 
@@ -54,6 +55,12 @@ class Segment:
             icc=flag(options, OPTION_ICC, True),
             internal=network.internal,
         )
+
+    def filtered(self) -> Filtered:
+        """The network as the firewall sees it."""
+        bridge = self.bridge
+        masquerade = self.masquerade
+        return Filtered(bridge.name, tuple(self.subnets), bridge.icc, bridge.internal, masquerade)
 
     @property
     def subnets(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:

@@ -1,0 +1,178 @@
+"""Published ports: sockets held by the port proxy, and redirections in the firewall."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+
+from guest_agent.errors import InternalError, InvalidParameter, NotSupported
+from guest_agent.network import proxy
+from guest_agent.network.firewall import PROTOCOLS, Redirect
+from guest_agent.network.types import PortBinding, PublishedPort
+from guest_agent.roots import Roots
+
+# The ports dockerd chooses from when the kernel does not say (net.ipv4.ip_local_port_range).
+EPHEMERAL = (32768, 60999)
+LINE_LIMIT = 1 << 22
+
+
+class PortInUse(Exception):
+    """Some process of the host has the port."""
+
+    def __init__(self, number: int, host: str, port: int) -> None:
+        super().__init__(os.strerror(number))
+        self.errno = number
+        self.host = host
+        self.port = port
+
+
+class ProxyClient:
+    """The port proxy of this engine, started when it is first needed."""
+
+    def __init__(self, roots: Roots) -> None:
+        self._path = roots.run_path("proxy.sock")
+        self._lock = asyncio.Lock()
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    def running(self) -> bool:
+        """Whether there may be a proxy: its socket exists."""
+        return os.path.exists(self._path)
+
+    async def open(
+        self, key: str, protocol: str, relays: dict[str, str], ports: tuple[int, int], target_port: int
+    ) -> int:
+        """Take the first port of a range that is free on every host address. Raises PortInUse.
+
+        `relays`: host address to container address.
+        """
+        hosts, targets = ",".join(relays), ",".join(relays.values())
+        words = ["open", key, protocol, hosts, str(ports[0]), str(ports[1]), targets, str(target_port)]
+        answer = await self._request(words)
+        if answer[0] == "ok":
+            return int(answer[1])
+        raise PortInUse(int(answer[1]), answer[3], int(answer[2]))
+
+    async def close_ports(self, key: str) -> None:
+        """Give back every port of that key."""
+        await self._request(["close", key])
+
+    async def keys(self) -> list[str]:
+        """Whose ports are open."""
+        return (await self._request(["list"]))[1:]
+
+    def disconnect(self) -> None:
+        """Leave the proxy alone; it goes on."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+    async def _request(self, words: list[str]) -> list[str]:
+        async with self._lock:
+            # A proxy that had nothing to do may end just as it is asked: then a new one is started.
+            for _ in range(2):
+                reader, writer = await self._connect()
+                try:
+                    writer.write(" ".join(words).encode() + b"\n")
+                    answer = await reader.readline()
+                except OSError:
+                    answer = b""
+                if answer:
+                    return answer.decode().split()
+                self.disconnect()
+            raise InternalError(
+                "the port proxy does not answer",
+                "See the engine's log; restarting the engine starts a new one.",
+            )
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._streams is None:
+            try:
+                self._streams = await asyncio.open_unix_connection(self._path, limit=LINE_LIMIT)
+            except (FileNotFoundError, ConnectionRefusedError):
+                await asyncio.to_thread(self._start)
+                self._streams = await asyncio.open_unix_connection(self._path, limit=LINE_LIMIT)
+        return self._streams
+
+    def _start(self) -> None:
+        # Isolated: neither the environment nor the working directory can slip it other code.
+        command = [sys.executable, "-I", "-S", proxy.__file__, self._path]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        if done.returncode != 0:
+            text = done.stderr.decode(errors="replace").strip().splitlines()
+            raise InternalError(f"cannot start the port proxy: {text[-1] if text else 'it died'}")
+
+
+def host_addresses(binding: PortBinding, default: str) -> list[str]:
+    """The host addresses a binding means. Raises InvalidParameter."""
+    given = binding.host_ip.removeprefix("[").removesuffix("]") or default
+    try:
+        address = str(ipaddress.ip_address(given))
+    except ValueError:
+        raise InvalidParameter(f"invalid IP address: {binding.host_ip}", "Write -p ADDRESS:HOST_PORT:PORT.")
+    if not binding.host_ip and address == "0.0.0.0" and _ipv6_enabled():
+        return [address, "::"]
+    return [address]
+
+
+def host_ports(binding: PortBinding) -> tuple[int, int]:
+    """The range to choose the host port from."""
+    if binding.host_port:
+        return binding.host_port, binding.host_port_end or binding.host_port
+    try:
+        with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+            low, high = file.read().split()
+            return int(low), int(high)
+    except (OSError, ValueError):
+        return EPHEMERAL
+
+
+def check(bindings: Iterable[PortBinding]) -> None:
+    """Refuse what cannot be published. Raises NotSupported, InvalidParameter."""
+    for binding in bindings:
+        if binding.protocol not in PROTOCOLS:
+            raise NotSupported(
+                f"cannot publish port {binding.port}/{binding.protocol}: only tcp and udp can be published",
+                "Reach it at the container's own address, or use --network host.",
+            )
+        if not 0 < binding.port < 65536:
+            raise InvalidParameter(f"invalid port specification: {binding.port}")
+
+
+def redirects(published: Iterable[PublishedPort], ipv4: str, ipv6: str) -> list[Redirect]:
+    """What the kernel can redirect of a container's published ports; the proxy relays the rest."""
+    found = []
+    for item in published:
+        host = ipaddress.ip_address(item.host_ip)
+        target = ipv4 if host.version == 4 else ipv6
+        if target:
+            address = ipaddress.ip_address(target)
+            found.append(Redirect(item.protocol, host, item.host_port, address, item.port))
+    return found
+
+
+def port_text(text: str) -> str:
+    """An address as it is written before a port."""
+    return f"[{text}]" if ":" in text else text
+
+
+def failure(error: PortInUse, binding: PortBinding, target: str, ours: bool) -> str:
+    """dockerd's sentence for a port that cannot be had; `ours`: another container of this engine has it."""
+    host = port_text(error.host)
+    if error.errno == errno.EADDRINUSE and ours:
+        return f"Bind for {host}:{error.port} failed: port is already allocated"
+    where = f"{host}:{error.port}:{port_text(target)}:{binding.port}/{binding.protocol}"
+    return f"failed to bind host port for {where}: {os.strerror(error.errno).lower()}"
+
+
+def _ipv6_enabled() -> bool:
+    """Whether the host can listen on IPv6 addresses."""
+    try:
+        with open("/proc/sys/net/ipv6/conf/all/disable_ipv6") as file:
+            return file.read().strip() == "0"
+    except OSError:
+        return False

@@ -1,0 +1,141 @@
+"""Publishes containers' ports: takes them in the proxy, then redirects them in the firewall."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from guest_agent.kernel import conntrack
+from guest_agent.network import bridge, ports
+from guest_agent.network.firewall import Firewall, Redirect
+from guest_agent.network.ports import PortInUse, ProxyClient
+from guest_agent.network.types import Endpoint, PortBinding, PublishedPort, Sandbox
+from guest_agent.roots import Roots
+
+log = logging.getLogger(__name__)
+
+
+class PublishError(Exception):
+    """A port could not be published; `hint` says what to do."""
+
+    def __init__(self, text: str, hint: str) -> None:
+        super().__init__(text)
+        self.hint = hint
+
+
+class Publisher:
+    """The published ports of all containers. `run` executes blocking work in a thread."""
+
+    def __init__(self, roots: Roots, firewall: Firewall, run: Callable[..., Awaitable[Any]]) -> None:
+        self._firewall = firewall
+        self._proxy = ProxyClient(roots)
+        self._run = run
+        self._redirects: dict[str, list[Redirect]] = {}
+        self._published: dict[str, list[PublishedPort]] = {}
+
+    def adopt(self, sandbox: Sandbox, endpoint: Endpoint | None) -> None:
+        """Know again what an earlier agent published."""
+        if sandbox.published and endpoint is not None:
+            found = ports.redirects(sandbox.published, endpoint.ipv4_address, endpoint.ipv6_address)
+            self._redirects[sandbox.container_id] = found
+            self._published[sandbox.container_id] = list(sandbox.published)
+
+    def redirects(self) -> list[Redirect]:
+        """Everything the firewall redirects."""
+        return [item for items in self._redirects.values() for item in items]
+
+    async def restore(self, endpoints: dict[str, Endpoint]) -> None:
+        """Bring the proxy in line with the adopted containers: drop others' ports, open what is missing."""
+        if not self._published and not self._proxy.running():
+            return
+        opened = set(await self._proxy.keys())
+        for key in opened - self._published.keys():
+            await self._proxy.close_ports(key)
+        for key in self._published.keys() - opened:
+            for item in self._published[key]:
+                try:
+                    await self._open(
+                        key, item, [item.host_ip], (item.host_port, item.host_port), endpoints[key]
+                    )
+                except PortInUse as error:
+                    log.warning("port %d of container %s is lost: %s", item.host_port, key, error)
+
+    async def publish(
+        self, container_id: str, bindings: Iterable[PortBinding], endpoint: Endpoint, link: str, default: str
+    ) -> list[PublishedPort]:
+        """Publish a container's ports on the host, all or none; `link` is the bridge they are behind.
+
+        Raises PublishError with dockerd's sentence when a port is taken.
+        """
+        bindings = list(bindings)
+        ports.check(bindings)
+        published: list[PublishedPort] = []
+        try:
+            for binding in bindings:
+                hosts = ports.host_addresses(binding, default)
+                item = PublishedPort(binding.port, binding.protocol, "", 0)
+                try:
+                    port = await self._open(container_id, item, hosts, ports.host_ports(binding), endpoint)
+                except PortInUse as error:
+                    target = endpoint.ipv4_address or endpoint.ipv6_address
+                    text = ports.failure(error, binding, target, self._ours(error, binding, published))
+                    raise PublishError(
+                        text,
+                        "Stop what uses the port (ss -ltnup shows it), or publish another one.",
+                    )
+                published += [PublishedPort(binding.port, binding.protocol, host, port) for host in hosts]
+            found = ports.redirects(published, endpoint.ipv4_address, endpoint.ipv6_address)
+            await self._run(self._redirect, link, endpoint.host_interface, found)
+        except BaseException:
+            await self._proxy.close_ports(container_id)
+            raise
+        self._redirects[container_id] = found
+        self._published[container_id] = published
+        return published
+
+    async def _open(
+        self, key: str, item: PublishedPort, hosts: list[str], span: tuple[int, int], endpoint: Endpoint
+    ) -> int:
+        relays = {}
+        for host in hosts:
+            first, second = endpoint.ipv4_address, endpoint.ipv6_address
+            if ":" in host:
+                first, second = second, first
+            relays[host] = first or second
+        return await self._proxy.open(key, item.protocol, relays, span, item.port)
+
+    def _redirect(self, link: str, port: str, found: list[Redirect]) -> None:
+        bridge.allow_redirects(link, port)
+        self._firewall.publish(found)
+
+    def _ours(self, error: PortInUse, binding: PortBinding, published: list[PublishedPort]) -> bool:
+        """Whether a container of this engine has the port on that address, or on all."""
+        others = [item for items in self._published.values() for item in items]
+        for item in others + published:
+            if (item.protocol, item.host_port) == (binding.protocol, error.port):
+                same_version = (":" in item.host_ip) == (":" in error.host)
+                if same_version and (
+                    item.host_ip == error.host or {item.host_ip, error.host} & {"0.0.0.0", "::"}
+                ):
+                    return True
+        return False
+
+    async def unpublish(self, container_id: str) -> None:
+        """Give a container's ports back; they are free when this returns."""
+        if self._published.pop(container_id, None) is None:
+            return
+        found = self._redirects.pop(container_id, [])
+        await self._run(self._unredirect, found)
+        await self._proxy.close_ports(container_id)
+
+    def _unredirect(self, found: list[Redirect]) -> None:
+        self._firewall.unpublish(found)
+        # Else clients that go on sending from the same port would be led to an address that is nobody's, or
+        # another container's.
+        for address in {item.target.packed for item in found}:
+            conntrack.forget(address)
+
+    def close(self) -> None:
+        """Leave the proxy to itself."""
+        self._proxy.disconnect()

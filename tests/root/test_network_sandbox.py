@@ -1,0 +1,441 @@
+"""Containers' network namespaces, published ports and isolation, with real namespaces and other hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from guest_agent.errors import InternalError
+from guest_agent.network import naming
+from guest_agent.network.manager import NetworkManager
+from guest_agent.network.types import (
+    EndpointConfig,
+    NetworkConfig,
+    PortBinding,
+    Sandbox,
+    SandboxRequest,
+    SandboxState,
+)
+from guest_agent.roots import Roots
+
+pytestmark = pytest.mark.root
+
+T = TypeVar("T")
+
+TCP_ECHO = """
+import socket, threading
+server = socket.create_server(("{address}", {port}), family=socket.{family})
+print("ready", flush=True)
+def serve(client, peer):
+    client.sendall(peer[0].encode() + b"\\n")
+    while data := client.recv(65536):
+        client.sendall(data)
+    client.close()
+while True:
+    threading.Thread(target=serve, args=server.accept(), daemon=True).start()
+"""
+
+UDP_ECHO = """
+import socket
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("0.0.0.0", {port}))
+print("ready", flush=True)
+while True:
+    data, peer = server.recvfrom(65536)
+    server.sendto(b"{name} " + data, peer)
+"""
+
+
+class Engine:
+    """A NetworkManager with roots of its own, and helpers to act inside its sandboxes."""
+
+    def __init__(self, base: Path) -> None:
+        self.roots = Roots(str(base / "data"), str(base / "run"))
+        self.base = base
+        for path in (self.roots.data, self.roots.run):
+            os.makedirs(path, exist_ok=True)
+        self.loop = asyncio.new_event_loop()
+        self.processes: list[subprocess.Popen[str]] = []
+        self.manager = self.new_manager()
+
+    def new_manager(self, running: list[SandboxState] | None = None, **config: Any) -> NetworkManager:
+        manager = NetworkManager(self.roots, NetworkConfig(**config))
+        self.run(manager.start(running or []))
+        return manager
+
+    def run(self, job: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(job)
+
+    def attach(self, name: str, **request: Any) -> Sandbox:
+        files = self.base / name
+        files.mkdir(exist_ok=True)
+        asked = SandboxRequest(name.ljust(64, "0"), name, f"host-{name}", str(files), **request)
+        return self.run(self.manager.attach(asked))
+
+    def release(self, sandbox: Sandbox) -> None:
+        self.run(self.manager.release(sandbox.container_id))
+
+    def inside(self, sandbox: Sandbox, *command: str) -> str:
+        done = subprocess.run(
+            ["nsenter", f"--net={sandbox.netns_path}", *command], capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    def serve(self, sandbox: Sandbox, program: str, **values: Any) -> subprocess.Popen[str]:
+        code = program.format(**{"address": "0.0.0.0", "family": "AF_INET", **values})
+        command = ["nsenter", f"--net={sandbox.netns_path}", sys.executable, "-c", code]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def ask(self, sandbox: Sandbox, host: str, port: int) -> str:
+        """Connect from inside a sandbox; what the server saw as its peer, or "refused" or "timeout"."""
+        code = (
+            "import socket,sys\n"
+            "try: s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)\n"
+            "except TimeoutError: print('timeout')\n"
+            "except OSError: print('refused')\n"
+            "else: print(s.recv(100).decode().strip())\n"
+        )
+        return self.inside(sandbox, sys.executable, "-c", code, host, str(port)).strip()
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+        for container_id in list(self.manager._records):
+            self.run(self.manager.release(container_id))
+        self.run(self.manager.close())
+        self.loop.close()
+        end_proxy(self.roots)
+
+
+def end_proxy(roots: Roots) -> None:
+    """End the port proxy of these roots now rather than after its linger."""
+    path = roots.run_path("proxy.sock")
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            if Path(f"/proc/{int(name)}/cmdline").read_bytes().endswith(path.encode() + b"\0"):
+                proxy = os.pidfd_open(int(name))
+                signal.pidfd_send_signal(proxy, signal.SIGKILL)
+                select.select([proxy], [], [])
+                os.close(proxy)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine(tmp_path)
+    try:
+        yield engine
+    finally:
+        engine.close()
+        assert naming.bridge_name(engine.roots) not in os.listdir("/sys/class/net")
+        assert naming.table_name(engine.roots) not in output("nft", "list", "tables")
+
+
+@pytest.fixture
+def neighbour() -> Iterator[str]:
+    """Another host on a link of its own: a namespace with 198.51.100.2, where we have 198.51.100.1."""
+    name = "wherry-neighbour"
+    output("ip", "netns", "add", name)
+    try:
+        output("ip", "link", "add", "wherry-nb", "type", "veth", "peer", "eth0", "netns", name)
+        output("ip", "address", "add", "198.51.100.1/24", "dev", "wherry-nb")
+        output("ip", "link", "set", "wherry-nb", "up")
+        for command in (
+            "ip address add 198.51.100.2/24 dev eth0",
+            "ip link set eth0 up",
+            "ip link set lo up",
+            "sysctl -qw net.ipv4.conf.all.route_localnet=1",
+            "sysctl -qw net.ipv4.conf.eth0.route_localnet=1",
+        ):
+            output("ip", "netns", "exec", name, *command.split())
+        yield name
+    finally:
+        output("ip", "netns", "delete", name)
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def ask(host: str, port: int, source: str = "", text: bytes = b"hello") -> tuple[str, bytes]:
+    """Connect from here: what the server saw as its peer, and the echo."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as client:
+        client.settimeout(5)
+        client.connect((host, port))
+        client.sendall(text)
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as stream:
+            return stream.readline().decode().strip(), stream.read()
+
+
+def from_neighbour(neighbour: str, host: str, port: int) -> str:
+    code = (
+        "import socket,sys\n"
+        "try: s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)\n"
+        "except TimeoutError: print('timeout')\n"
+        "except OSError: print('refused')\n"
+        "else: print(s.recv(100).decode().strip())\n"
+    )
+    return output("ip", "netns", "exec", neighbour, sys.executable, "-c", code, host, str(port)).strip()
+
+
+def gateway(sandbox: Sandbox) -> str:
+    return sandbox.endpoints["bridge"].ipv4_gateway
+
+
+def address(sandbox: Sandbox) -> str:
+    return sandbox.endpoints["bridge"].ipv4_address
+
+
+def test_container_has_address_route_and_names(engine: Engine) -> None:
+    sandbox = engine.attach("one", extra_hosts=("db:10.0.0.9", "gate:host-gateway"), dns=("192.0.2.53",))
+    links = engine.inside(sandbox, "ip", "-o", "address")
+    assert f"eth0    inet {address(sandbox)}/16" in links
+    assert "lo    inet 127.0.0.1/8" in links
+    assert "eth0    inet6" not in links  # CVE-2024-32473
+    assert engine.inside(sandbox, "ip", "route").startswith(f"default via {gateway(sandbox)} dev eth0")
+    accept_ra = "/proc/sys/net/ipv6/conf/eth0/accept_ra"
+    assert engine.inside(sandbox, "cat", accept_ra) == "0\n"  # CVE-2020-13401
+    hosts = (engine.base / "one" / "hosts").read_text()
+    assert hosts.endswith(f"10.0.0.9\tdb\n{gateway(sandbox)}\tgate\n{address(sandbox)}\thost-one\n")
+    assert (engine.base / "one" / "hostname").read_text() == "host-one\n"
+    assert "nameserver 192.0.2.53\n" in (engine.base / "one" / "resolv.conf").read_text()
+
+
+def test_none_has_loopback_only_and_host_has_no_namespace(engine: Engine) -> None:
+    sandbox = engine.attach("none", network_mode="none")
+    assert [line.split()[1] for line in engine.inside(sandbox, "ip", "-o", "link").splitlines()] == ["lo:"]
+    assert sandbox.endpoints["none"].ipv4_address == ""
+    host = engine.attach("host", network_mode="host")
+    assert host.netns_path == ""
+    assert (engine.base / "host" / "hosts").read_text() == Path("/etc/hosts").read_text()
+
+
+def test_containers_reach_each_other_unless_icc_is_off(engine: Engine) -> None:
+    one, two = engine.attach("one"), engine.attach("two")
+    engine.serve(one, TCP_ECHO, port=80)
+    assert engine.ask(two, address(one), 80) == address(two)
+
+
+def test_without_icc_containers_do_not_reach_each_other(tmp_path: Path) -> None:
+    engine = Engine(tmp_path)
+    try:
+        engine.run(engine.manager.close())
+        engine.manager = engine.new_manager(icc=False)
+        one, two = engine.attach("one"), engine.attach("two")
+        engine.serve(two, TCP_ECHO, port=80)
+        assert engine.ask(one, address(two), 80) in ("timeout", "refused")
+    finally:
+        engine.close()
+
+
+def test_published_port_works_from_everywhere(engine: Engine, neighbour: str) -> None:
+    sandbox = engine.attach("web", ports=(PortBinding(80, host_port=18080),))
+    engine.serve(sandbox, TCP_ECHO, port=80)
+    assert sandbox.ports == {
+        "80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "18080"}, {"HostIp": "::", "HostPort": "18080"}]
+    }
+    for host in ("127.0.0.1", "198.51.100.1", "::1", gateway(sandbox)):
+        peer, echo = ask(host, 18080, text=b"x" * 300_000)
+        assert peer
+        assert echo == b"x" * 300_000
+    # The container sees who really asks.
+    assert from_neighbour(neighbour, "198.51.100.1", 18080) == "198.51.100.2"
+    # By the host's address: from a neighbour in the same network, and from itself.
+    other = engine.attach("other")
+    assert engine.ask(other, "198.51.100.1", 18080) == gateway(sandbox)
+    assert engine.ask(sandbox, gateway(sandbox), 18080) == gateway(sandbox)
+    engine.release(sandbox)
+    with pytest.raises(ConnectionRefusedError):
+        ask("127.0.0.1", 18080)
+
+
+def test_port_on_loopback_is_the_hosts_alone(engine: Engine, neighbour: str) -> None:
+    """CVE-2025-54388: not by the host's other addresses, the container's, or 127.0.0.1 on the wire."""
+    sandbox = engine.attach("web", ports=(PortBinding(80, host_ip="127.0.0.1", host_port=18081),))
+    engine.serve(sandbox, TCP_ECHO, port=80)
+    assert ask("127.0.0.1", 18081)[1] == b"hello"
+    assert from_neighbour(neighbour, "198.51.100.1", 18081) == "refused"
+    in_neighbour = ("ip", "netns", "exec", neighbour)
+    output(*in_neighbour, "ip", "route", "add", "172.16.0.0/12", "via", "198.51.100.1")
+    assert from_neighbour(neighbour, address(sandbox), 80) == "timeout"
+    output(*in_neighbour, "ip", "address", "delete", "127.0.0.1/8", "dev", "lo")
+    output(*in_neighbour, "ip", "route", "flush", "table", "local")
+    output(*in_neighbour, "ip", "route", "add", "local", "198.51.100.2", "dev", "eth0", "table", "local")
+    output(*in_neighbour, "ip", "route", "add", "127.0.0.1", "via", "198.51.100.1", "src", "198.51.100.2")
+    assert from_neighbour(neighbour, "127.0.0.1", 18081) in ("timeout", "refused")
+
+
+def test_containers_do_not_reach_the_hosts_loopback(engine: Engine) -> None:
+    sandbox = engine.attach("web", ports=(PortBinding(80, host_port=18082),))
+    with socket.create_server(("127.0.0.1", 18083)):
+        for command in (
+            "sysctl -qw net.ipv4.conf.all.route_localnet=1",
+            "ip address delete 127.0.0.1/8 dev lo",
+            "ip route flush table local",
+            f"ip route add local {address(sandbox)} dev eth0 table local",
+            f"ip route add 127.0.0.1 via {gateway(sandbox)} src {address(sandbox)}",
+        ):
+            engine.inside(sandbox, *command.split())
+        assert engine.ask(sandbox, "127.0.0.1", 18083) == "timeout"
+
+
+def test_taken_port_is_an_error_and_leaves_nothing(engine: Engine) -> None:
+    with socket.create_server(("0.0.0.0", 18084)):
+        with pytest.raises(InternalError) as caught:
+            engine.attach("web", ports=(PortBinding(81, host_port=18085), PortBinding(80, host_port=18084)))
+        assert caught.value.message.startswith(
+            "failed to set up container networking: driver failed programming external connectivity on "
+            "endpoint web ("
+        )
+        assert "failed to bind host port for 0.0.0.0:18084:172." in caught.value.message
+        assert caught.value.message.endswith(":80/tcp: address already in use")
+    first = engine.attach("web", ports=(PortBinding(81, host_port=18085), PortBinding(80, host_port=18084)))
+    with pytest.raises(InternalError, match=r"Bind for 0\.0\.0\.0:18084 failed: port is already allocated$"):
+        engine.attach("two", ports=(PortBinding(80, host_port=18084),))
+    with pytest.raises(
+        InternalError, match=r"Bind for 127\.0\.0\.1:18084 failed: port is already allocated$"
+    ):
+        engine.attach("two", ports=(PortBinding(80, host_ip="127.0.0.1", host_port=18084),))
+    engine.release(first)
+    engine.attach("two", ports=(PortBinding(80, host_port=18084),))
+
+
+def test_ports_from_ranges_and_at_random(engine: Engine) -> None:
+    spans = (PortBinding(80, host_ip="127.0.0.1", host_port=18090, host_port_end=18092),)
+    found = [engine.attach(f"r{number}", ports=spans).published[0].host_port for number in range(3)]
+    assert found == [18090, 18091, 18092]
+    with pytest.raises(InternalError, match="port is already allocated"):
+        engine.attach("full", ports=spans)
+    random = engine.attach("random", ports=(PortBinding(80), PortBinding(81)))
+    ports = {item.host_port for item in random.published}
+    assert len(random.published) == 4
+    assert len(ports) == 2
+    assert all(32768 <= port <= 60999 for port in ports)
+
+
+def test_udp_follows_the_port_to_the_next_container(engine: Engine) -> None:
+    first = engine.attach("first", ports=(PortBinding(53, "udp", host_port=18053),))
+    engine.serve(first, UDP_ECHO, port=53, name="first")
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as six,
+    ):
+        for each, host in ((client, "127.0.0.1"), (six, "::1")):
+            each.settimeout(5)
+            each.connect((host, 18053))
+            each.send(b"question")
+            assert each.recv(100) == b"first question"
+        engine.release(first)
+        second = engine.attach("second", ports=(PortBinding(53, "udp", host_port=18053),))
+        assert address(second) != address(first)
+        engine.serve(second, UDP_ECHO, port=53, name="second")
+        for each in (client, six):
+            each.send(b"again")
+            assert each.recv(100) == b"second again"
+
+
+def test_half_close_passes_through_the_proxy(engine: Engine) -> None:
+    sandbox = engine.attach("web", ports=(PortBinding(80, host_ip="::1", host_port=18086),))
+    engine.serve(sandbox, TCP_ECHO, port=80)
+    text = os.urandom(3_000_000)
+    with socket.create_connection(("::1", 18086)) as client:
+        received = bytearray()
+        client.settimeout(10)
+        client.sendall(b"")
+        reader = client.makefile("rb")
+        reader.readline()
+        for start in range(0, len(text), 100_000):
+            client.sendall(text[start : start + 100_000])
+            received += reader.read(100_000)
+        client.shutdown(socket.SHUT_WR)
+        received += reader.read()
+        reader.close()
+    assert received == text
+
+
+def test_next_agent_takes_over(engine: Engine) -> None:
+    """As after kill -9 of the agent: ports go on working, the next manager adopts, what is stale goes."""
+    kept = engine.attach("kept", ports=(PortBinding(80, host_port=18087),))
+    server = engine.serve(kept, TCP_ECHO, port=80)
+    stale = engine.attach("stale", ports=(PortBinding(80, host_port=18088),))
+    old = engine.manager
+    for fd in old._namespaces.values():  # what the kernel does with a dead agent
+        os.close(fd)
+    old._namespaces.clear()
+    old._bare.close()
+    old._connected.close()
+    assert ask("127.0.0.1", 18087)[1] == b"hello"
+    assert ask("::1", 18087)[1] == b"hello"
+    engine.manager = engine.new_manager([SandboxState(kept.container_id, server.pid)])
+    assert ask("127.0.0.1", 18087)[1] == b"hello"
+    assert ask("::1", 18087)[1] == b"hello"
+    with pytest.raises(ConnectionRefusedError):
+        ask("127.0.0.1", 18088)
+    adopted = engine.manager.sandbox(kept.container_id)
+    assert adopted is not None
+    assert adopted.to_docker() == kept.to_docker()
+    assert engine.manager.sandbox(stale.container_id) is None
+    assert engine.inside(adopted, "ip", "-o", "address", "show", "eth0")
+    other = engine.attach("other")
+    assert address(other) != address(kept)
+    engine.release(adopted)
+    with pytest.raises(ConnectionRefusedError):
+        ask("127.0.0.1", 18087)
+
+
+def test_restarted_proxy_gets_its_ports_back(engine: Engine) -> None:
+    kept = engine.attach("kept", ports=(PortBinding(80, host_port=18089),))
+    server = engine.serve(kept, TCP_ECHO, port=80)
+    end_proxy(engine.roots)
+    with pytest.raises(ConnectionRefusedError):
+        ask("::1", 18089)
+    assert ask("127.0.0.1", 18089)[1] == b"hello"
+    engine.run(engine.manager.close())
+    engine.manager = engine.new_manager([SandboxState(kept.container_id, server.pid)])
+    assert ask("::1", 18089)[1] == b"hello"
+
+
+def test_nothing_is_left_of_a_hundred_containers(engine: Engine) -> None:
+    bridge = naming.bridge_name(engine.roots)
+    spent = []
+    for number in range(100):
+        engine.run(asyncio.sleep(0.02))
+        start = time.perf_counter()
+        sandbox = engine.attach(f"c{number}")
+        spent.append(time.perf_counter() - start)
+        engine.release(sandbox)
+    deadline = time.monotonic() + 20
+    while len(os.listdir(f"/sys/class/net/{bridge}/brif")) > 3 and time.monotonic() < deadline:
+        engine.run(asyncio.sleep(0.1))
+    assert len(os.listdir(f"/sys/class/net/{bridge}/brif")) <= 3  # the ready ones
+    assert os.listdir(engine.roots.run_path("netns")) == []
+    assert sorted(spent)[50] < 0.01
+    # Every address is free again: the next container gets one of the lowest.
+    engine.run(asyncio.sleep(0.5))
+    assert int(address(engine.attach("last")).rsplit(".", 1)[1]) < 40
+
+
+def test_custom_mac_address(engine: Engine) -> None:
+    sandbox = engine.attach("mac", endpoints={"bridge": EndpointConfig(mac_address="02:00:00:00:00:07")})
+    assert "link/ether 02:00:00:00:00:07" in engine.inside(sandbox, "ip", "link", "show", "eth0")
+    assert sandbox.endpoints["bridge"].mac_address == "02:00:00:00:00:07"
