@@ -23,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--oracle"):
+        items[:] = [item for item in items if not item.get_closest_marker("ours")]
+
+
 @pytest.fixture(scope="session")
 def oracle(request: pytest.FixtureRequest) -> str | None:
     host: str | None = request.config.getoption("--oracle")

@@ -18,7 +18,7 @@ import docker
 from docker.errors import DockerException
 
 from tests.support import leaks
-from tests.support.cli import REPOSITORY, Cli, docker_binary, wherry_command
+from tests.support.cli import REPOSITORY, Cli, docker_binary, eventually, wherry_command
 
 START_SECONDS = 20
 
@@ -47,11 +47,17 @@ class Engine:
 
     def forget(self, keep_images: bool = True) -> None:
         """Remove every container and volume a test left, so that the next one starts clean."""
-        for container in self.client.api.containers(all=True, quiet=True):
-            try:
-                self.client.api.remove_container(container["Id"], force=True, v=True)
-            except docker.errors.NotFound:
-                pass
+        def remove_containers() -> bool:
+            left = self.client.api.containers(all=True, quiet=True)
+            for container in left:
+                try:
+                    self.client.api.remove_container(container["Id"], force=True, v=True)
+                except docker.errors.APIError as error:  # one with --rm is being removed already
+                    if error.status_code not in (404, 409):
+                        raise
+            return not left
+
+        eventually(remove_containers, what="all containers removed")
         for volume in self.client.volumes.list():
             volume.remove(force=True)
         if not keep_images:

@@ -267,12 +267,15 @@ def _many_layers(directory: Path, name: str) -> None:
 
 
 def _capabilities(directory: Path, name: str) -> None:
-    """`/bin/ping-capable` holds cap_net_raw as a file capability (version 2 xattr, linux/capability.h)."""
+    """`/capable/ping` holds cap_net_raw as a file capability (version 2 xattr, linux/capability.h)."""
     # magic VFS_CAP_REVISION_2 | VFS_CAP_FLAGS_EFFECTIVE, permitted = 1 << CAP_NET_RAW (13), the rest zero
     value = (0x02000001).to_bytes(4, "little") + (1 << 13).to_bytes(4, "little") + bytes(12)
     program = Path(shutil.which("busybox") or "").read_bytes()
     layer = Layer().file(
-        "bin/capable", program, 0o755, pax_headers={"SCHILY.xattr.security.capability": value.decode("ascii")}
+        "capable/ping",
+        program,
+        0o755,
+        pax_headers={"SCHILY.xattr.security.capability": value.decode("ascii")},
     )
     write_layout(directory, name, [Content([busybox_layer(), layer.bytes()], {"Cmd": ["sh"]})])
 
@@ -385,7 +388,7 @@ RECIPES: dict[str, tuple[Callable[[Path, str], None], int]] = {
     "debian:stable": (_debian, 1),
     "python:3": (_python, 1),
     "many-layers:latest": (_many_layers, 1),
-    "capabilities:latest": (_capabilities, 1),
+    "capabilities:latest": (_capabilities, 2),
     "oddities:latest": (_oddities, 1),
     "foreign:latest": (_foreign, 1),
 }

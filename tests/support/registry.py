@@ -59,7 +59,7 @@ class Registry:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.log.append(line)
-            if found := re.search(r"listening on 127\.0\.0\.1:(\d+)", line):
+            if found := re.search(r"listening on [\d.]+:(\d+)", line):
                 return int(found[1])
         raise RuntimeError("docker-registry did not start:\n" + "".join(self.log))
 
@@ -82,13 +82,23 @@ def plain(directory: Path) -> Registry:
 
 
 class TlsRegistry(Registry):
-    """HTTPS under a certificate of its own authority (`authority.path`); its address is `localhost:PORT`."""
+    """HTTPS under a certificate of its own authority (`authority.path`).
+
+    It has an address outside 127.0.0.0/8 on the loopback interface, since Docker trusts anybody on 127.0.0.1.
+    """
+
+    HOST = "192.0.2.77"  # TEST-NET-1 (RFC 5737): nobody else's
 
     def __init__(self, directory: Path, **settings: Any) -> None:
+        subprocess.run(["ip", "address", "replace", f"{self.HOST}/32", "dev", "lo"], check=True)
         self.authority = Authority(directory)
-        certificate, key = self.authority.issue("localhost", "127.0.0.1")
-        http = {"tls": {"certificate": str(certificate), "key": str(key)}}
-        super().__init__(directory, "localhost", http={"addr": "127.0.0.1:0"} | http, **settings)
+        certificate, key = self.authority.issue("registry.test", self.HOST)
+        tls = {"certificate": str(certificate), "key": str(key)}
+        super().__init__(directory, self.HOST, http={"addr": f"{self.HOST}:0", "tls": tls}, **settings)
+
+    def close(self) -> None:
+        super().close()
+        subprocess.run(["ip", "address", "delete", f"{self.HOST}/32", "dev", "lo"], check=True)
 
 
 class BasicRegistry(Registry):
