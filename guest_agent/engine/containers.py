@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 from collections.abc import Iterator
 
 from guest_agent.errors import Conflict, InvalidParameter, NotFound
 
 from .container import Container
+from .execs import Execs
 from .links import Links
 from .names import random_name
+from .releases import Releases
 from .store import Store
 
 NAME_CHARACTERS = "[a-zA-Z0-9][a-zA-Z0-9_.-]"
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 TABLE = "containers"
-
-
-def new_id() -> str:
-    """64 hexadecimal digits, the first 12 of which are not all decimal: those could be taken for a number."""
-    while True:
-        value = secrets.token_hex(32)
-        if not value[:12].isdigit():
-            return value
 
 
 class Containers:
@@ -38,7 +31,10 @@ class Containers:
         self._by_id: dict[str, Container] = {}
         self._names: dict[str, str] = {}  # name → id; a name is taken from before its container exists
         self.links = Links()
+        self.execs = Execs()
+        self.releases = Releases()
         self.prune_lock = asyncio.Lock()
+        self.stopping = False  # the engine stops its containers and restarts none
 
     def __iter__(self) -> Iterator[Container]:
         return iter(list(self._by_id.values()))

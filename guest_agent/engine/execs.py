@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from guest_agent.errors import Conflict, EngineError, InvalidParameter, NotFound
+from guest_agent.runtime import capabilities
+from guest_agent.runtime.types import Attachment, LaunchError, Stdio
+
+from . import attach
+from .container_events import publish
+from .host import facts
+from .launch import classify
+from .security import parse_security_options
+from .spec import Surroundings, environment, merge_environment, process
+
 if TYPE_CHECKING:
     from .container import Container
+    from .engine import Engine
+
+REMEMBERED = 512  # ended execs that can still be inspected; dockerd keeps them five to ten minutes
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +40,7 @@ class Exec:
     user: str = ""
     working_dir: str = ""
     privileged: bool = False
-    detach_keys: bytes = b""
+    detach_keys: bytes = attach.DEFAULT_DETACH_KEYS
     console_size: tuple[int, int] | None = None  # rows, columns
     running: bool = False
     exit_code: int | None = None
@@ -53,3 +68,164 @@ class Exec:
             "DetachKeys": "",
             "Pid": self.pid,
         }
+
+
+class Execs:
+    """All execs of an engine, by id; those that have ended are kept for a while."""
+
+    def __init__(self) -> None:
+        self._execs: dict[str, Exec] = {}
+        self._ended: dict[str, None] = {}
+
+    def get(self, id: str) -> Exec:
+        """The exec with this id. Raises NotFound."""
+        found = self._execs.get(id)
+        if found is None:
+            raise NotFound(f"No such exec instance: {id}")
+        return found
+
+    def add(self, item: Exec) -> None:
+        """Enters a new exec."""
+        self._execs[item.id] = item
+        item.container.execs[item.id] = item
+
+    def note_end(self, item: Exec) -> None:
+        """It has ended: it is no longer the container's, and forgotten when many more have ended."""
+        item.container.execs.pop(item.id, None)
+        self._ended[item.id] = None
+        if len(self._ended) > REMEMBERED:
+            oldest = next(iter(self._ended))
+            del self._ended[oldest]
+            self._execs.pop(oldest, None)
+
+    def forget(self, container: Container) -> None:
+        """The container is gone, and all its execs with it."""
+        for id in [id for id, item in self._execs.items() if item.container is container]:
+            del self._execs[id]
+            self._ended.pop(id, None)
+
+
+def check_running(container: Container, name: str) -> None:
+    """Raises Conflict when nothing can be executed in the container now."""
+    if not container.state.running:
+        raise Conflict(f"container {container.id} is not running")
+    if container.state.paused:
+        raise Conflict(f"Container {name} is paused, unpause the container before exec")
+    if container.state.restarting:
+        raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
+
+
+def create(engine: Engine, item: Exec, name: str) -> None:
+    """Enters an exec for a container called `name` by the user. Raises Conflict, InvalidParameter."""
+    check_running(item.container, name)
+    if not item.command or not item.command[0]:
+        raise InvalidParameter("No exec command specified")
+    engine.containers.execs.add(item)
+    _publish(engine, item, "exec_create: " + " ".join(item.command))
+
+
+async def start(
+    engine: Engine, item: Exec, client: socket.socket | None, console_size: tuple[int, int] | None = None
+) -> None:
+    """Starts an exec and, with a client, connects it; takes the client's socket over, also on failure.
+
+    Raises Conflict when it ran before, and why it could not be started.
+    """
+    clients: list[Attachment] = []
+    if client is not None:
+        wanted = attach.Wanted(item.stdin, item.stdout, item.stderr, item.tty, item.detach_keys)
+        clients = attach.attachments(client, wanted, lambda: _publish(engine, item, "exec_detach"))
+    await run(engine, item, clients, console_size)
+
+
+def check_startable(item: Exec) -> None:
+    """Raises Conflict when an exec ran before or its container cannot run it now."""
+    if item.exit_code is not None:
+        raise Conflict(f"exec command {item.id} has already run")
+    if item.running:
+        raise Conflict(f"exec command {item.id} is already running")
+    check_running(item.container, item.container.id)
+
+
+async def run(
+    engine: Engine, item: Exec, clients: list[Attachment], console_size: tuple[int, int] | None = None
+) -> None:
+    """Starts an exec with these attachments. Raises EngineError; the attachments are closed then."""
+    check_startable(item)
+    item.running = True
+    _publish(engine, item, "exec_start: " + " ".join(item.command))
+    size = console_size or item.console_size or (0, 0)
+    stdio = Stdio(tty=item.tty, open_stdin=item.stdin, stdin_once=True, console_size=size)
+    try:
+        item.pid = await engine.monitor.exec(
+            item.container.id, item.id, _process(engine, item, size), stdio, clients
+        )
+    except LaunchError as error:
+        item.exit_code, failure = exec_error(error)
+        _failed(engine, item, clients)
+        raise failure
+    except BaseException:
+        item.exit_code = 126
+        _failed(engine, item, clients)
+        raise
+
+
+def _failed(engine: Engine, item: Exec, clients: list[Attachment]) -> None:
+    item.running = False
+    item.ended.set()
+    engine.containers.execs.note_end(item)
+
+
+def exec_error(error: LaunchError) -> tuple[int, EngineError]:
+    """A failed exec as dockerd tells it: exit code and error."""
+    code, failure = classify(
+        f"OCI runtime exec failed: exec failed: unable to start container process: {error.text}: unknown"
+    )
+    return (126 if code == 128 else code), failure
+
+
+def ended(engine: Engine, container: Container, exec_id: str, code: int) -> None:
+    """The process of an exec has ended."""
+    item = container.execs.get(exec_id)
+    if item is not None:
+        item.running, item.exit_code, item.pid = False, code, 0
+        item.ended.set()
+        engine.containers.execs.note_end(item)
+    publish(engine, container, "exec_die", execID=exec_id, exitCode=str(code))
+
+
+async def resize(engine: Engine, item: Exec, rows: int, columns: int) -> None:
+    """Sets the size of an exec's terminal. Raises InvalidParameter when it does not run."""
+    check_running(item.container, item.container.id)
+    try:
+        await engine.monitor.resize(item.container.id, rows, columns, item.id)
+    except NotFound:
+        raise InvalidParameter("exec process is not started")
+
+
+def _process(engine: Engine, item: Exec, size: tuple[int, int]) -> dict[str, Any]:
+    """The OCI process: the container's own, with what the exec says."""
+    record = item.container.record
+    host_facts = facts()
+    security = parse_security_options(
+        record.host_config.security_opt or (), host_facts.apparmor, engine.config.no_new_privileges
+    )
+    value = process(record, security, Surroundings(apparmor=host_facts.apparmor))
+    value.pop("init", None)
+    value.pop("consoleSize", None)
+    value["terminal"] = item.tty
+    value["args"] = item.command
+    value["env"] = merge_environment(environment(record, item.tty), item.environment)
+    value["cwd"] = item.working_dir or record.config.working_dir or "/"
+    value["createCwd"] = False
+    value["user"] = {"name": item.user or record.config.user, "groups": record.host_config.group_add or []}
+    if item.tty and any(size):
+        value["consoleSize"] = {"height": size[0], "width": size[1]}
+    if item.privileged:
+        everything = list(capabilities.ALL)
+        value["capabilities"] = {"bounding": everything, "effective": everything, "permitted": everything}
+    return value
+
+
+def _publish(engine: Engine, item: Exec, action: str) -> None:
+    publish(engine, item.container, action, execID=item.id)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from guest_agent.errors import InvalidParameter, NotSupported
 
 UNCONFINED = "unconfined"
+BUILTIN = "builtin"
 
 
 @dataclass(slots=True)
@@ -19,6 +21,7 @@ class SecurityOptions:
     no_new_privileges: bool = False
     seccomp: dict[str, Any] | None = None
     seccomp_unconfined: bool = False
+    seccomp_builtin: bool = False  # the default profile by name, also for a privileged container
     apparmor: str = ""
     writable_cgroups: bool | None = None
 
@@ -73,13 +76,32 @@ def _flag(option: str, value: str) -> bool:
 
 
 def _seccomp(result: SecurityOptions, value: str) -> None:
-    result.seccomp, result.seccomp_unconfined = None, value == UNCONFINED
-    if value in (UNCONFINED, "builtin"):
-        return
+    result.seccomp = None
+    result.seccomp_unconfined, result.seccomp_builtin = value == UNCONFINED, value == BUILTIN
+    if value not in (UNCONFINED, BUILTIN):
+        result.seccomp = _profile(value)
+
+
+def _profile(text: str) -> dict[str, Any]:
     try:
-        profile = json.loads(value)
+        profile = json.loads(text)
     except ValueError as error:
         raise InvalidParameter(f"Decoding seccomp profile failed: {error}")
     if not isinstance(profile, dict):
         raise InvalidParameter("Decoding seccomp profile failed: the profile is not a JSON object")
-    result.seccomp = profile
+    return profile
+
+
+@lru_cache(maxsize=1)
+def engine_profile(setting: str) -> dict[str, Any] | None:
+    """The profile in the file that the engine's setting names; None for the built-in one.
+
+    Raises InvalidParameter when the file cannot be used.
+    """
+    if setting in ("", BUILTIN):
+        return None
+    try:
+        with open(setting, encoding="utf-8") as file:
+            return _profile(file.read())
+    except OSError as error:
+        raise InvalidParameter(f"opening seccomp profile ({setting}) failed: {error.strerror}")

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import msgspec
 from msgspec import Struct, field
@@ -20,8 +20,9 @@ from guest_agent.errors import Conflict, InternalError, InvalidParameter, NotFou
 from guest_agent.roots import Roots
 
 from . import host_mounts
-from .containers import NAME_CHARACTERS, new_id
+from .containers import NAME_CHARACTERS
 from .events import EventBus
+from .ids import new_id
 from .mountinfo import is_mounted
 from .state import rfc3339
 from .store import Store
@@ -68,11 +69,13 @@ class Volumes:
         self._users: dict[str, _Users] = {}
         self._mounting = asyncio.Lock()
         self.prune_lock = asyncio.Lock()
+        self._deleting: set[asyncio.Task[None]] = set()
         os.makedirs(roots.data_path("volumes"), mode=0o701, exist_ok=True)
+        host_mounts.delete_set_aside(roots.data_path("volumes"))
         for name, document in store.load(TABLE):
             self._volumes[name] = _decoder.decode(document)
 
-    def __iter__(self) -> Iterable[Volume]:
+    def __iter__(self) -> Iterator[Volume]:
         return iter(list(self._volumes.values()))
 
     def path(self, name: str) -> str:
@@ -150,12 +153,12 @@ class Volumes:
         path = self.path(name)
         os.makedirs(path, mode=0o755, exist_ok=True)
         users = self._users.setdefault(name, _Users())
-        if not volume.options or not volume.options.get("device"):
+        if not _has_device(volume):
             users.mounted_for.add(container_id)
             return path
         async with self._mounting:
             if not is_mounted(path):
-                await asyncio.to_thread(host_mounts.mount_volume, path, volume.options)
+                await asyncio.to_thread(host_mounts.mount_volume, path, volume.options or {})
             users.mounted_for.add(container_id)
         return path
 
@@ -166,7 +169,7 @@ class Volumes:
             return
         users.mounted_for.discard(container_id)
         volume = self._volumes.get(name)
-        if users.mounted_for or volume is None or not volume.options or not volume.options.get("device"):
+        if users.mounted_for or volume is None or not _has_device(volume):
             return
         async with self._mounting:
             if not users.mounted_for and is_mounted(self.path(name)):
@@ -181,7 +184,7 @@ class Volumes:
         adoption.
         """
         for volume in list(self._volumes.values()):
-            if volume.options and volume.options.get("device"):
+            if _has_device(volume):
                 users = self._users.get(volume.name)
                 if (users is None or not users.mounted_for) and is_mounted(self.path(volume.name)):
                     await asyncio.to_thread(host_mounts.unmount, self.path(volume.name))
@@ -197,13 +200,14 @@ class Volumes:
         used_by = self.users(name)
         if used_by:
             raise Conflict(f"remove {name}: volume is in use - [{', '.join(sorted(used_by))}]")
-        path = self.path(name)
-        if is_mounted(path):
-            await asyncio.to_thread(host_mounts.unmount, path)
-        del self._volumes[name]
+        if _has_device(self.get(name)) and is_mounted(self.path(name)):
+            await asyncio.to_thread(host_mounts.unmount, self.path(name))
+        self._volumes.pop(name, None)
         self._store.post(TABLE, name, None)
         trash = host_mounts.set_aside(self._roots.data_path("volumes"), name)
-        await asyncio.to_thread(shutil.rmtree, trash, True)
+        task = asyncio.get_running_loop().create_task(asyncio.to_thread(shutil.rmtree, trash, True))
+        self._deleting.add(task)
+        task.add_done_callback(self._deleting.discard)
         self._events.publish("volume", "destroy", name, {"driver": DRIVER})
 
     def describe(self, volume: Volume) -> dict[str, object]:
@@ -217,6 +221,10 @@ class Volumes:
             "Options": volume.options,
             "Scope": "local",
         }
+
+
+def _has_device(volume: Volume) -> bool:
+    return bool(volume.options and volume.options.get("device"))
 
 
 def _check_name(name: str) -> None:

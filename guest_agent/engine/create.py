@@ -1,0 +1,377 @@
+"""Making a container: its settings checked, merged with the image's and completed; its files and volumes
+made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from guest_agent.errors import InvalidParameter, NotFound
+from guest_agent.network.types import EndpointConfig
+
+from . import validate
+from .container import Container, Record
+from .container_config import (
+    BindOptions,
+    ContainerConfig,
+    EndpointSettings,
+    HostConfig,
+    IpamConfig,
+    MountPoint,
+    VolumeOptions,
+    is_user_network,
+    shared_container,
+)
+from .container_events import publish
+from .copy_up import copy_up
+from .host import facts
+from .ids import new_id
+from .links import Link, parse_link
+from .log_config import settle_log_config
+from .merge import merge_image_config
+from .mounts import clean_path, mount_point, parse_volume, parse_volumes_from
+from .security import parse_security_options
+from .spec import READONLY_PATHS, default_masked_paths
+
+if TYPE_CHECKING:
+    from guest_agent.images.store import Image
+
+    from .engine import Engine
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+def host_platform() -> str:
+    """linux/amd64 and the like: what this host runs."""
+    machine = platform.machine()
+    return f"linux/{_ARCHITECTURES.get(machine, machine)}"
+
+
+async def create(
+    engine: Engine,
+    name: str,
+    config: ContainerConfig,
+    host: HostConfig,
+    endpoints: dict[str, EndpointSettings],
+    wanted_platform: str = "",
+    plain_read_only: bool = False,
+) -> tuple[Container, list[str]]:
+    """Makes a container and returns it with warnings. The settings are changed to what was made of them.
+
+    `plain_read_only`: read-only binds are not so recursively (API before 1.44). Raises InvalidParameter,
+    NotFound (image, volume driver, other container), Conflict (name), NotSupported.
+    """
+    host.restart_policy.name = host.restart_policy.name or "no"
+    if host.network_mode in ("", "default"):
+        host.network_mode = "bridge"
+        if "default" in endpoints:
+            endpoints["bridge"] = endpoints.pop("default")
+    host_facts = facts()
+    validate.check_create(config, host)
+    validate.check_config(config)
+    warnings = validate.check_host_config(host, host_facts.limits)
+    warnings += validate.network_warnings(host, host_facts.ip_forwarding)
+    if not config.image:
+        raise InvalidParameter("no image specified")
+    image: Image = engine.images.get(config.image)
+    _check_platform(config.image, image, wanted_platform, warnings)
+    _complete(engine, host)
+    if host.links and host.network_mode == "bridge":
+        warnings.append(
+            "Links on the default bridge network are deprecated and will be removed in a future release. "
+            "Use a custom network instead."
+        )
+    merge_image_config(config, image.config.get("config") or {})
+    validate.check_config(config)  # what the image says may be as wrong
+    config.working_dir = clean_path(config.working_dir) if config.working_dir else ""
+    host.log_config = settle_log_config(host.log_config, engine.config)
+    parse_security_options(host.security_opt or (), host_facts.apparmor, engine.config.no_new_privileges)
+
+    id = new_id()
+    record = Record(
+        id=id,
+        name=engine.containers.reserve_name(name, id),
+        created=time.time_ns(),
+        image_id=image.id,
+        config=config,
+        host_config=host,
+    )
+    container = Container(record)
+    try:
+        _describe_image(record, image)
+        _settle_names(record)
+        _settle_links(engine, container)
+        _settle_networks(engine, record, endpoints)
+        await _settle_mounts(engine, record, plain_read_only)
+        await _make_files(engine, record, image)
+        await engine.containers.add(container)
+    except BaseException:
+        await _undo(engine, container)
+        raise
+    publish(engine, container, "create")
+    return container, warnings
+
+
+def _check_platform(name: str, image: Image, wanted: str, warnings: list[str]) -> None:
+    """An image for another platform is an error when one was asked for, else worth a warning."""
+    theirs = image.platform
+    if wanted:
+        if not _matches(wanted, theirs):
+            raise NotFound(
+                f"image with reference {name} was found but its platform ({theirs}) does not match "
+                f"the specified platform ({wanted})"
+            )
+    elif not _matches(host_platform(), theirs):
+        warnings.append(
+            f"The requested image's platform ({theirs}) does not match the detected host platform "
+            f"({host_platform()}) and no specific platform was requested"
+        )
+
+
+def _matches(wanted: str, theirs: str) -> bool:
+    """Whether `os/arch[/variant]` is what was asked for; parts that were not given match anything."""
+    asked, has = wanted.lower().split("/"), theirs.lower().split("/")
+    if len(asked) == 1 and asked[0] != "linux":
+        asked = ["linux", asked[0]]
+    asked = [_ARCHITECTURES.get(part, part) for part in asked]
+    return all(part in ("", *has[index : index + 1]) for index, part in enumerate(asked[:2])) and (
+        len(asked) < 3 or len(has) < 3 or asked[2] == has[2]
+    )
+
+
+def _complete(engine: Engine, host: HostConfig) -> None:
+    """Docker's defaults that depend on other settings or on the engine."""
+    config = engine.config
+    if host.memory > 0 and not host.memory_swap:
+        host.memory_swap = host.memory * 2
+    host.shm_size = host.shm_size or config.default_shm_size
+    host.ipc_mode = host.ipc_mode or config.default_ipc_mode
+    host.runtime = host.runtime or validate.RUNTIMES[0]
+    if not host.cgroupns_mode:
+        cgroup2 = facts().cgroup2
+        if host.privileged and not cgroup2:
+            host.cgroupns_mode = "host"
+        else:
+            host.cgroupns_mode = config.default_cgroupns_mode or ("private" if cgroup2 else "host")
+    if host.oom_kill_disable is None:
+        host.oom_kill_disable = False
+    if host.pids_limit is not None and host.pids_limit <= 0:
+        host.pids_limit = None
+    # A container whose namespace is joined may be renamed later; its id stays.
+    for name in ("pid_mode", "ipc_mode", "network_mode"):
+        if other := shared_container(getattr(host, name)):
+            try:
+                setattr(host, name, "container:" + engine.containers.get(other).id)
+            except NotFound:
+                pass  # the start says so; it may exist by then
+    if not host.privileged:
+        if host.masked_paths is None:
+            host.masked_paths = default_masked_paths()
+        if host.readonly_paths is None:
+            host.readonly_paths = list(READONLY_PATHS)
+
+
+def _describe_image(record: Record, image: Image) -> None:
+    config = image.config
+    record.platform = {
+        key: config[key] for key in ("os", "architecture", "variant") if isinstance(config.get(key), str)
+    } or {"os": "linux"}
+
+
+def _settle_names(record: Record) -> None:
+    config = record.config
+    if not config.hostname:
+        if record.host_config.network_mode == "host" or record.host_config.uts_mode == "host":
+            config.hostname = socket.gethostname()
+        else:
+            config.hostname = record.id[:12]
+    command = [*(config.entrypoint or ()), *(config.cmd or ())]
+    record.path, record.args = command[0], command[1:]
+
+
+def _settle_links(engine: Engine, container: Container) -> None:
+    host = container.host_config
+    if is_user_network(host.network_mode):
+        return  # a matter of that network, which knows them by its endpoint settings
+    for text in host.links or ():
+        name, alias = parse_link(text)
+        try:
+            other = engine.containers.get(name)
+        except NotFound:
+            raise InvalidParameter(f"could not get container for {name}: No such container: {name}")
+        while mode := shared_container(other.host_config.network_mode):
+            other = engine.containers.get(mode)
+        if other.host_config.network_mode == "host":
+            raise InvalidParameter(
+                "conflicting options: host type networking can't be used with links. "
+                "This would result in undefined behavior"
+            )
+        container.record.links.append(Link(other.id, alias))
+        engine.containers.links.add(container.id, other.id, alias)
+
+
+def _settle_networks(engine: Engine, record: Record, endpoints: dict[str, EndpointSettings]) -> None:
+    """The networks the container is to join, by their names where they exist already."""
+    host, config = record.host_config, record.config
+    if config.network_disabled or shared_container(host.network_mode):
+        return
+    for asked, settings in endpoints.items():
+        record.networks[_network_name(engine, asked)] = settings
+    mode = _network_name(engine, host.network_mode)
+    if not record.networks:
+        record.networks[mode] = EndpointSettings()
+    if is_user_network(host.network_mode) and mode in record.networks and host.links:
+        record.networks[mode].links = (record.networks[mode].links or []) + host.links
+    if config.mac_address and mode in record.networks:
+        record.networks[mode].mac_address = record.networks[mode].mac_address or config.mac_address
+
+
+def _network_name(engine: Engine, name_or_id: str) -> str:
+    try:
+        return str(engine.networks.get(name_or_id).name)
+    except NotFound:
+        return name_or_id
+
+
+def endpoint_config(settings: EndpointSettings) -> EndpointConfig:
+    """Endpoint settings as the network side takes them."""
+    ipam = settings.ipam_config or IpamConfig()
+    return EndpointConfig(
+        aliases=tuple(settings.aliases or ()),
+        links=tuple(settings.links or ()),
+        ipv4_address=ipam.ipv4_address,
+        ipv6_address=ipam.ipv6_address,
+        mac_address=settings.mac_address,
+        driver_opts=settings.driver_opts or {},
+        gw_priority=settings.gw_priority,
+    )
+
+
+async def _settle_mounts(engine: Engine, record: Record, plain_read_only: bool) -> None:
+    """All mount points: those of other containers, under the binds, under the image's volumes where free."""
+    host = record.host_config
+    points: dict[str, MountPoint] = {}
+    for text in host.volumes_from or ():
+        other, writable = parse_volumes_from(text)
+        try:
+            source = engine.containers.get(other)
+        except NotFound as error:
+            raise InvalidParameter(error.message)
+        for point in source.record.mounts:
+            points[point.destination] = MountPoint(
+                type=point.type,
+                name=point.name,
+                source=point.source,
+                destination=point.destination,
+                driver=point.driver,
+                rw=point.rw and writable,
+                propagation=point.propagation,
+                spec=point.spec,
+            )
+    asked: list[MountPoint] = []
+    for text in host.binds or ():
+        point = parse_volume(text, host.volume_driver)
+        if point.type == "bind" and not point.rw and plain_read_only:
+            point.spec.bind_options = point.spec.bind_options or BindOptions()
+            point.spec.bind_options.read_only_non_recursive = True
+        asked.append(point)
+    for mount in host.mounts or ():
+        point = mount_point(mount)
+        if point.type == "bind":
+            options = mount.bind_options or BindOptions()
+            point.skip_creation = not options.create_mountpoint
+            if not point.rw and plain_read_only:
+                point.spec.bind_options = options
+                options.read_only_non_recursive = True
+        elif point.type == "image":
+            image = engine.images.get(mount.source)
+            point.name, point.source = mount.source, image.id
+        asked.append(point)
+    seen = set(host.tmpfs or ())
+    for point in asked:
+        if point.type == "bind":
+            _share_with_roots(engine, point)
+        if point.destination in seen:
+            raise InvalidParameter(f"Duplicate mount point: {point.destination}")
+        seen.add(point.destination)
+        points[point.destination] = point
+    for destination in record.config.volumes or ():
+        cleaned = clean_path(destination if destination.startswith("/") else "/" + destination)
+        if cleaned == "/":
+            raise InvalidParameter(f"invalid volume specification: '{destination}': destination can't be '/'")
+        if cleaned not in points and cleaned not in (host.tmpfs or {}):
+            points[cleaned] = MountPoint(
+                type="volume", destination=cleaned, driver=host.volume_driver, copy_data=True
+            )
+    for point in points.values():
+        if point.type == "volume":
+            await _settle_volume(engine, record, point)
+    record.mounts = list(points.values())
+
+
+def _share_with_roots(engine: Engine, point: MountPoint) -> None:
+    """A bind that shows the engine's own directories must follow what is unmounted there, or it keeps it
+    busy.
+
+    Raises InvalidParameter when the user asks for a propagation that does not (dockerd's rule).
+    """
+    source = point.source.rstrip("/") + "/"
+    roots = [root + "/" for root in (engine.roots.data, engine.roots.run)]
+    if not any(root.startswith(source) or source.startswith(root) for root in roots):
+        return
+    wanted = point.spec.bind_options.propagation if point.spec.bind_options else ""
+    if not wanted:
+        point.propagation = "rslave"
+    elif wanted not in ("rslave", "rshared", "slave", "shared"):
+        raise InvalidParameter(
+            'invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source '
+            f'is within the daemon root, daemon root: "{engine.roots.data}", '
+            f'bind mount source: "{point.source}", propagation: "{wanted}"'
+        )
+
+
+async def _settle_volume(engine: Engine, record: Record, point: MountPoint) -> None:
+    options = point.spec.volume_options or VolumeOptions()
+    volume = await engine.volumes.create(
+        point.name,
+        point.driver,
+        options.driver_config.options if options.driver_config else None,
+        options.labels,
+        durable=bool(point.name) or not record.host_config.auto_remove,
+    )
+    point.name, point.driver, point.source = volume.name, volume.driver, engine.volumes.path(volume.name)
+    engine.volumes.refer(volume.name, record.id)
+    if not point.mode:
+        point.mode = "z"  # what dockerd notes for a volume of the local driver
+
+
+async def _make_files(engine: Engine, record: Record, image: Image) -> None:
+    directory = engine.roots.data_path("containers", record.id)
+    os.makedirs(directory, mode=0o710)
+    overlay = await engine.images.prepare(record.id, image)
+    for point in record.mounts:
+        if point.type == "volume" and point.copy_data:
+            mounted = await engine.volumes.mount(point.name, record.id)
+            try:
+                await asyncio.to_thread(copy_up, overlay, point.destination, mounted)
+            finally:
+                await engine.volumes.unmount(point.name, record.id)
+
+
+async def _undo(engine: Engine, container: Container) -> None:
+    """Takes back what was made of a container that did not come to be."""
+    record = container.record
+    engine.containers.discard(container)
+    for point in record.mounts:
+        if point.type == "volume":
+            engine.volumes.release(point.name, record.id)
+            if not point.spec.source and not engine.volumes.users(point.name):
+                await engine.volumes.remove(point.name, force=True)
+    await engine.images.remove(record.id)
+    shutil.rmtree(engine.roots.data_path("containers", record.id), ignore_errors=True)

@@ -1,0 +1,348 @@
+"""What happens before a container's process starts, and what is undone after it has ended.
+
+`prepare` makes network, volumes and mounts of this host ready and composes the `Launch`; `release` gives
+all of it back. Both know only the container's record, so a later agent can release what an earlier one
+prepared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter, NotFound
+from guest_agent.network.types import Link as NetworkLink
+from guest_agent.network.types import PortBinding, SandboxRequest
+from guest_agent.runtime import seccomp
+from guest_agent.runtime.types import Launch, LaunchError, Stdio
+
+from . import host_mounts
+from .container_config import BindOptions, has_own_network, is_user_network, shared_container
+from .container_config import PortBinding as DockerPortBinding
+from .create import endpoint_config, host_platform
+from .host import facts
+from .log_config import log_spec
+from .mountinfo import propagation_of
+from .mounts import DEFAULT_PROPAGATION
+from .security import UNCONFINED, SecurityOptions, engine_profile, parse_security_options
+from .spec import Surroundings, container_capabilities, oci_config
+from .spec_mounts import BindMount
+
+if TYPE_CHECKING:
+    from .container import Container
+    from .container_config import MountPoint
+    from .engine import Engine
+
+_EMULATORS = {"arm64": "aarch64", "amd64": "x86_64", "386": "i386"}
+# What a host's processor runs besides its own.
+_NATIVE = {"amd64": ("amd64", "386"), "arm64": ("arm64", "arm")}
+
+
+def log_path(engine: Engine, container: Container) -> str:
+    """The json-file log of a container."""
+    return engine.roots.data_path("containers", container.id, f"{container.id}-json.log")
+
+
+def exit_path(engine: Engine, container: Container) -> str:
+    """Where the monitor notes the exit.
+
+    A container that vanishes with the machine does not need a disk for it.
+    """
+    if container.host_config.auto_remove:
+        return engine.roots.run_path("exits", container.id)
+    return engine.roots.data_path("containers", container.id, "exit.json")
+
+
+def mounts_directory(engine: Engine, id: str) -> str:
+    """Where this container's own mounts on this host are: shared memory, subpaths, images."""
+    return engine.roots.run_path("mounts", id)
+
+
+async def prepare(engine: Engine, container: Container) -> Launch:
+    """Makes everything ready for the start.
+
+    Raises EngineError; what was made is released by the caller then.
+    """
+    record = container.record
+    host, config = record.host_config, record.config
+    _check_architecture(record.platform)
+    host_facts = facts()
+    security = parse_security_options(
+        host.security_opt or (), host_facts.apparmor, engine.config.no_new_privileges
+    )
+    around = Surroundings(
+        init=engine.config.init,
+        apparmor=host_facts.apparmor,
+        cgroup2=host_facts.cgroup2,
+        cgroup_parent=engine.config.cgroup_parent,
+        ulimits={
+            name: (int(limit["Soft"]), int(limit["Hard"]))
+            for name, limit in engine.config.default_ulimits.items()
+        },
+    )
+    _join_namespaces(engine, container, around)
+    around.network_files = await _connect(engine, container, around)
+    if host.ipc_mode in ("host", "shareable"):
+        around.shm = _shared_memory(engine, container)
+    if host.ipc_mode == "shareable":
+        host_mounts.mount_shm(around.shm, host.shm_size)
+    for point in record.mounts:
+        if point.type != "tmpfs":
+            around.binds.append(await _bind(engine, container, point))
+    spec = oci_config(record, security, around)
+    filter = _seccomp(engine, container, security)
+    if filter is not None:
+        spec["linux"]["seccomp"] = filter
+    return Launch(
+        id=record.id,
+        config=spec,
+        rootfs=engine.images.overlay(record.id),
+        stdio=Stdio(
+            tty=config.tty,
+            open_stdin=config.open_stdin,
+            stdin_once=config.stdin_once,
+            log=log_spec(host.log_config, config, log_path(engine, container)),
+            console_size=host.console_size,
+        ),
+        exit_path=exit_path(engine, container),
+    )
+
+
+def _check_architecture(image: dict[str, str]) -> None:
+    """Refuses what this processor cannot execute, unless the kernel has an emulator for it."""
+    theirs = image.get("architecture", "")
+    mine = host_platform().partition("/")[2]
+    if not theirs or theirs in _NATIVE.get(mine, (mine,)):
+        return
+    name = _EMULATORS.get(theirs, theirs)
+    try:
+        with open(f"/proc/sys/fs/binfmt_misc/qemu-{name}", encoding="ascii") as file:
+            if file.readline().strip() == "enabled":
+                return
+    except OSError:
+        pass
+    raise InvalidParameter(
+        f"the image is for {image.get('os', 'linux')}/{theirs}, which this host ({host_platform()}) "
+        "cannot execute: exec format error",
+        hint=f"Use an image for {host_platform()}, or register an emulator for {theirs} with binfmt_misc.",
+    )
+
+
+def _join_namespaces(engine: Engine, container: Container, around: Surroundings) -> None:
+    host = container.host_config
+    for kind, mode, what in (("pid", host.pid_mode, "PID"), ("ipc", host.ipc_mode, "IPC")):
+        if other := shared_container(mode):
+            donor = _running(engine, other, f"failed to join {what} namespace")
+            if kind == "ipc":
+                around.shm = _shared_memory(engine, donor)
+            around.namespaces[kind] = f"/proc/{donor.pid}/ns/{kind}"
+    if other := shared_container(host.network_mode):
+        if other == container.id:
+            raise InvalidParameter("cannot join own network namespace")
+        donor = _running(engine, other, "cannot join network namespace of container")
+        around.namespaces["network"] = f"/proc/{donor.pid}/ns/net"
+
+
+def _running(engine: Engine, id: str, what: str) -> Container:
+    try:
+        other: Container = engine.containers.get(id)
+    except NotFound as error:
+        raise InvalidParameter(f"{what}: {error.message}")
+    if not other.state.running:
+        raise Conflict(f"{what}: container {other.id} is not running")
+    if other.state.restarting:
+        raise Conflict(f"{what}: Container {other.id} is restarting, wait until the container is running")
+    return other
+
+
+async def _connect(engine: Engine, container: Container, around: Surroundings) -> dict[str, str]:
+    """Connects the container to its networks; the name files, by where they appear in the container."""
+    record = container.record
+    host, config = record.host_config, record.config
+    if donor := shared_container(host.network_mode):
+        files = engine.roots.data_path("containers", engine.containers.get(donor).id)
+    else:
+        files = engine.roots.data_path("containers", record.id)
+        os.makedirs(files, mode=0o710, exist_ok=True)
+        if config.network_disabled:
+            mode = "none"
+        else:
+            mode = host.network_mode
+        await engine.containers.releases.wait_for(container)
+        sandbox = await engine.networks.attach(_sandbox_request(engine, container, mode, files))
+        if sandbox.netns_path:
+            around.namespaces["network"] = sandbox.netns_path
+    paths = {f"/etc/{name}": os.path.join(files, name) for name in ("resolv.conf", "hostname", "hosts")}
+    return {inside: path for inside, path in paths.items() if os.path.exists(path)}  # noqa: ASYNC240 - stats
+
+
+def _sandbox_request(engine: Engine, container: Container, mode: str, files: str) -> SandboxRequest:
+    record = container.record
+    host, config = record.host_config, record.config
+    links = []
+    for alias, id in engine.containers.links.children(record.id).items():
+        child = engine.containers.find(id)
+        if child is None or not child.state.running:
+            name = child.name if child else id
+            raise InternalError(f"Cannot link to a non running container: /{name} AS /{record.name}/{alias}")
+        names = dict.fromkeys((alias, child.config.hostname, child.name))
+        links.append(NetworkLink(id, tuple(names)))
+    ports, exposed = _ports(container) if has_own_network(mode) and mode != "none" else ((), ())
+    return SandboxRequest(
+        container_id=record.id,
+        name=record.name,
+        hostname=config.hostname,
+        domainname=config.domainname,
+        files=files,
+        network_mode=mode,
+        endpoints={name: endpoint_config(settings) for name, settings in record.networks.items()},
+        ports=ports,
+        exposed=exposed,
+        extra_hosts=tuple(host.extra_hosts or ()),
+        links=tuple(links) if not is_user_network(mode) else (),
+        dns=tuple(host.dns or ()),
+        dns_search=tuple(host.dns_search or ()),
+        dns_options=tuple(host.dns_options or ()),
+    )
+
+
+def _ports(container: Container) -> tuple[tuple[PortBinding, ...], tuple[str, ...]]:
+    host, config = container.host_config, container.config
+    published: list[PortBinding] = []
+    exposed = dict.fromkeys([*(config.exposed_ports or ()), *(host.port_bindings or ())])
+    for name in exposed:
+        number, _, protocol = name.partition("/")
+        bindings = (host.port_bindings or {}).get(name)
+        if name in (host.port_bindings or {}) or host.publish_all_ports:
+            bindings = bindings or [DockerPortBinding()]  # any port of this host
+        for binding in bindings or ():
+            first, _, last = binding.host_port.partition("-")
+            published.append(
+                PortBinding(
+                    int(number), protocol or "tcp", binding.host_ip, int(first or 0), int(last or first or 0)
+                )
+            )
+    names = tuple(name if "/" in name else f"{name}/tcp" for name in exposed)
+    return tuple(published), names
+
+
+def _shared_memory(engine: Engine, container: Container) -> str:
+    """The directory that a container which shares its IPC namespace has at /dev/shm."""
+    mode = container.host_config.ipc_mode
+    if mode == "host":
+        return "/dev/shm"
+    if mode == "shareable":
+        return os.path.join(mounts_directory(engine, container.id), "shm")
+    if other := shared_container(mode):
+        return _shared_memory(engine, engine.containers.get(other))
+    raise InvalidParameter(
+        f"failed to join IPC namespace: container {container.id}: non-shareable IPC "
+        "(hint: use IpcMode:shareable for the donor container)"
+    )
+
+
+async def _bind(engine: Engine, container: Container, point: MountPoint) -> BindMount:
+    """The directory or file of this host that is to appear at a mount point."""
+    target = os.path.join(
+        mounts_directory(engine, container.id), point.destination.strip("/").replace("/", "-")
+    )
+    bind = BindMount(point.source, point.destination, point.rw, point.propagation)
+    if point.type == "volume":
+        bind.source = await engine.volumes.mount(point.name, container.id)
+        options = point.spec.volume_options
+        if options is not None and options.subpath:
+            host_mounts.mount_subpath(bind.source, options.subpath, target)
+            bind.source = target
+        engine.events.publish(
+            "volume",
+            "mount",
+            point.name,
+            {
+                "container": container.id,
+                "destination": point.destination,
+                "driver": point.driver,
+                "propagation": point.propagation,
+                "read/write": str(point.rw).lower(),
+            },
+        )
+    elif point.type == "image":
+        await _mount_image(engine, point, target)
+        bind.source, bind.writable = target, False
+        image_options = point.spec.image_options
+        if image_options is not None and image_options.subpath:
+            host_mounts.mount_subpath(target, image_options.subpath, target + ".subpath")
+            bind.source = target + ".subpath"
+    else:
+        bind_options = point.spec.bind_options or BindOptions()
+        bind.recursive = not bind_options.non_recursive
+        bind.read_only_recursive = not bind_options.read_only_non_recursive
+        if point.propagation == "rslave" and not bind_options.propagation:
+            _, shared, slave = propagation_of(point.source)
+            bind.propagation = "rslave" if shared or slave else DEFAULT_PROPAGATION
+        if not point.skip_creation:
+            _make_source(point.source)
+        elif not os.path.exists(point.source):  # noqa: ASYNC240 - a stat
+            raise InvalidParameter(
+                f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
+            )
+    return bind
+
+
+async def _mount_image(engine: Engine, point: MountPoint, target: str) -> None:
+    overlay = engine.images.image_overlay(engine.images.get(point.source))
+    try:
+        await asyncio.to_thread(host_mounts.mount_layers, overlay, target)
+    except OSError as error:
+        raise InternalError(f"cannot mount image {point.name} at {point.destination}: {error.strerror}")
+
+
+def _make_source(path: str) -> None:
+    """A missing source of `--volume` becomes a directory, as with dockerd."""
+    try:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        pass  # a file, or a path through one: the mount says what is wrong with it
+    except OSError as error:
+        raise InternalError(
+            f"error while creating mount source path '{path}': mkdir {path}: "
+            f"{(error.strerror or str(error)).lower()}"
+        )
+
+
+def _seccomp(engine: Engine, container: Container, security: SecurityOptions) -> dict[str, Any] | None:
+    """The container's system call filter; None for none."""
+    if security.seccomp_unconfined:
+        return None
+    profile = security.seccomp
+    if profile is None and not security.seccomp_builtin:
+        if container.host_config.privileged or engine.config.seccomp_profile == UNCONFINED:
+            return None
+        profile = engine_profile(engine.config.seccomp_profile)
+    return seccomp.resolve(profile, set(container_capabilities(container.record)))
+
+
+def start_error(error: LaunchError) -> tuple[int, EngineError]:
+    """A failed launch as dockerd tells it: the exit code `docker inspect` shows, and the error."""
+    text = (
+        "failed to create task for container: failed to create shim task: OCI runtime create failed: "
+        f"runc create failed: unable to start container process: {error.text}: unknown"
+    )
+    return classify(text)
+
+
+def classify(text: str) -> tuple[int, EngineError]:
+    """dockerd's exit code and error class for a failure text; the docker CLI reads the same words."""
+    lower = text.lower()
+    if "permission denied" in lower:
+        return 126, InvalidParameter(text)
+    if "is a directory" in lower:
+        return 126, InvalidParameter(text + ": permission denied")
+    if "not a directory" in lower:
+        return 127, InvalidParameter(
+            text + ": Are you trying to mount a directory onto a file (or vice-versa)? "
+            "Check if the specified host path exists and is the expected type"
+        )
+    if "executable file not found" in lower or "no such file or directory" in lower:
+        return 127, InvalidParameter(text)
+    return 128, InternalError(text)

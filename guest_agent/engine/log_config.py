@@ -1,0 +1,99 @@
+"""Log drivers and their options: json-file and none; others are refused by name."""
+
+from __future__ import annotations
+
+import re
+
+from guest_agent.errors import InvalidParameter
+from guest_agent.runtime.types import LogSpec
+
+from .config import Config
+from .container_config import ContainerConfig, LogConfig
+
+_JSON_FILE_OPTIONS = frozenset(
+    ("max-file", "max-size", "compress", "env", "env-regex", "labels", "labels-regex")
+)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?", re.IGNORECASE)
+_DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
+
+
+def settle_log_config(wanted: LogConfig, config: Config) -> LogConfig:
+    """The container's log configuration over the engine's default. Raises InvalidParameter."""
+    kind = wanted.type or config.log_driver
+    options = dict(wanted.config or {})
+    if kind == config.log_driver:
+        options = {**config.log_opts, **options}
+    if kind == "none":
+        return LogConfig(kind, options)
+    if options.get("mode", "") not in ("", "blocking", "non-blocking"):
+        raise InvalidParameter(f"logger: logging mode not supported: {options['mode']}")
+    if options.get("mode") == "non-blocking":
+        raise InvalidParameter(
+            "log option mode=non-blocking is not supported: Wherry never drops output", hint="Leave mode out."
+        )
+    if "max-buffer-size" in options:
+        raise InvalidParameter(
+            "logger: max-buffer-size option is only supported with 'mode=non-blocking'", hint="Leave it out."
+        )
+    if kind != "json-file":
+        raise InvalidParameter(
+            f"logger: no log driver named '{kind}' is registered", hint="Use json-file or none."
+        )
+    for option in options:
+        if option == "tag":
+            raise InvalidParameter("log option tag is not supported by Wherry's json-file log driver")
+        if option not in _JSON_FILE_OPTIONS and option != "mode":
+            raise InvalidParameter(f"unknown log opt '{option}' for json-file log driver")
+    result = LogConfig(kind, options)
+    log_spec(result, ContainerConfig(), "")  # finds values that make no sense
+    return result
+
+
+def log_spec(log: LogConfig, config: ContainerConfig, path: str) -> LogSpec | None:
+    """What the monitor is told; None for no log. Raises InvalidParameter for a value that makes no sense."""
+    if log.type == "none":
+        return None
+    options = log.config or {}
+    max_size, max_files = -1, 1
+    if "max-size" in options:
+        max_size = _bytes(options["max-size"])
+        if max_size <= 0:
+            raise InvalidParameter("max-size must be a positive number")
+    if "max-file" in options:
+        try:
+            max_files = int(options["max-file"])
+        except ValueError:
+            raise InvalidParameter(f'max-file: "{options["max-file"]}" is not a number')
+        if max_files < 1:
+            raise InvalidParameter("max-file cannot be less than 1")
+    compress = options.get("compress", "false").lower()
+    if compress not in ("true", "false", "1", "0", "t", "f"):
+        raise InvalidParameter(f'compress: "{compress}" is neither true nor false')
+    if compress in ("true", "1", "t") and (max_files == 1 or max_size == -1):
+        raise InvalidParameter("compress cannot be true when max-file is less than 2 or max-size is not set")
+    return LogSpec(path, max_size, max_files, compress in ("true", "1", "t"), _attributes(options, config))
+
+
+def _bytes(text: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InvalidParameter(f"invalid size: '{text}'")
+    return int(float(match[1]) * _DECIMAL[match[2].lower()])
+
+
+def _attributes(options: dict[str, str], config: ContainerConfig) -> dict[str, str]:
+    """Labels and variables of the container that the options ask to be written with each line."""
+    labels = config.labels or {}
+    env = dict(entry.partition("=")[::2] for entry in config.env or () if "=" in entry)
+    chosen: dict[str, str] = {}
+    for option, values in (("labels", labels), ("env", env)):
+        for name in filter(None, options.get(option, "").split(",")):
+            if name in values:
+                chosen[name] = values[name]
+        if pattern := options.get(f"{option}-regex"):
+            try:
+                wanted = re.compile(pattern)
+            except re.error as error:
+                raise InvalidParameter(f"{option}-regex: {error}")
+            chosen |= {name: value for name, value in values.items() if wanted.search(name)}
+    return chosen

@@ -1,0 +1,98 @@
+"""Which volumes a list or a prune is about, and pruning them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from guest_agent.errors import Conflict, EngineError, InvalidParameter
+
+from .listing import Filters, has_labels
+from .volumes import Volume
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+LIST_FILTERS = frozenset(("dangling", "driver", "label", "name"))
+PRUNE_FILTERS = frozenset(("all", "label", "label!"))
+
+
+def select(engine: Engine, filters: Filters) -> list[Volume]:
+    """The volumes that pass the list's filters, by name. Raises InvalidParameter."""
+    found = sorted(engine.volumes, key=lambda volume: volume.name)
+    for value in filters.get("dangling", ()):
+        wanted = _flag("dangling", value)
+        found = [volume for volume in found if bool(engine.volumes.users(volume.name)) != wanted]
+    if drivers := filters.get("driver"):
+        found = [volume for volume in found if volume.driver in drivers]
+    if labels := filters.get("label"):
+        found = [volume for volume in found if has_labels(volume.labels or {}, labels)]
+    if names := filters.get("name"):
+        try:
+            patterns = [re.compile(name) for name in names]
+        except re.error as error:
+            raise InvalidParameter(f"invalid filter 'name': {error}")
+        found = [volume for volume in found if any(pattern.search(volume.name) for pattern in patterns)]
+    return found
+
+
+def _flag(name: str, value: str) -> bool:
+    if value.lower() in ("true", "1"):
+        return True
+    if value.lower() in ("false", "0"):
+        return False
+    raise InvalidParameter(f"invalid filter '{name}=[{value}]'")
+
+
+async def prune(engine: Engine, filters: Filters, everything: bool) -> dict[str, Any]:
+    """Deletes volumes that no container has: anonymous ones, or `everything`; never those with mount options.
+
+    Raises Conflict while another prune is under way, InvalidParameter.
+    """
+    for value in filters.get("all", ()):
+        everything = _flag("all", value)
+    if engine.volumes.prune_lock.locked():
+        raise Conflict("a prune operation is already running")
+    deleted: list[str] = []
+    reclaimed = 0
+    async with engine.volumes.prune_lock:
+        for volume in list(engine.volumes):
+            labels = volume.labels or {}
+            if (
+                engine.volumes.users(volume.name)
+                or volume.options
+                or not (everything or volume.anonymous)
+                or not has_labels(labels, filters.get("label", []))
+                or (filters.get("label!") and has_labels(labels, filters["label!"]))
+            ):
+                continue
+            size = await asyncio.to_thread(directory_size, engine.volumes.path(volume.name))
+            try:
+                await engine.volumes.remove(volume.name)
+            except EngineError:
+                continue  # in use by now
+            deleted.append(volume.name)
+            reclaimed += size
+    engine.events.publish("volume", "prune", "", {"reclaimed": str(reclaimed)})
+    return {"VolumesDeleted": deleted, "SpaceReclaimed": reclaimed}
+
+
+def directory_size(path: str) -> int:
+    """Bytes of all files below `path`, hard links counted once. Blocks."""
+    total = 0
+    seen: set[tuple[int, int]] = set()
+    for directory, _, names in os.walk(path):
+        for name in names:
+            try:
+                info = os.lstat(os.path.join(directory, name))
+            except OSError:
+                continue
+            if info.st_nlink > 1:
+                key = (info.st_dev, info.st_ino)
+                if key in seen:
+                    continue
+                seen.add(key)
+            total += info.st_size
+    return total
