@@ -269,18 +269,6 @@ def test_load_rubbish(docker: Cli, tmp_path: Path) -> None:
 # Real images
 
 
-@pytest.fixture
-def loaded(docker: Cli, image: Callable[[str], Image]) -> Callable[[str], str]:
-    """Loads an image of the suite; it stays for the rest of the session."""
-
-    def load(name: str) -> str:
-        if docker("image", "inspect", name).code:
-            docker.ok("load", "-q", "-i", image(name).archive(), timeout=120)
-        return name
-
-    return load
-
-
 def test_alpine(docker: Cli, loaded: Callable[[str], str]) -> None:
     assert "Alpine Linux" in docker.ok("run", "--rm", loaded("alpine:3"), "cat", "/etc/os-release")
     assert "apk-tools" in docker.ok("run", "--rm", "alpine:3", "apk", "--version")

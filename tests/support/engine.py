@@ -47,6 +47,7 @@ class Engine:
 
     def forget(self, keep_images: bool = True) -> None:
         """Remove every container and volume a test left, so that the next one starts clean."""
+
         def remove_containers() -> bool:
             left = self.client.api.containers(all=True, quiet=True)
             for container in left:
