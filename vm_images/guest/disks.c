@@ -1,0 +1,149 @@
+/* The root file system, the data disk and shared folders. */
+#include "init.h"
+#include <linux/fs.h>
+#include <linux/mount.h>
+
+#define ROOT_DISK "/dev/vda"
+#define DATA_DISK "/dev/vdb"
+#define DATA "/var/lib/wherry"
+#define EXT4_IOC_RESIZE_FS _IOW('f', 16, __u64) /* include/uapi/linux/ext4.h, newer than some builders' headers */
+enum { MNT_FLAGS = MS_NOSUID | MS_NODEV, BLOCK = 4096 };
+
+static s64 mount(const char *source, const char *target, const char *type, u64 flags, const char *options) {
+    return sys(mount, source, target, type, flags, options);
+}
+
+static void need_mount(const char *source, const char *target, const char *type, u64 flags, const char *options) {
+    s64 result = mount(source, target, type, flags, options);
+    if (result < 0)
+        fail("cannot mount", target, result);
+}
+
+static void need_directory(const char *path) {
+    s64 result = sys(mkdirat, AT_FDCWD, path, 0755);
+    if (result < 0 && result != -EEXIST)
+        fail("cannot make the directory", path, result);
+}
+
+/* What the host handed over in the initrd stays in memory; it is only bound to where the image expects it. */
+static void bind_read_only(const char *source, const char *target) {
+    need_mount(source, target, NULL, MS_BIND, NULL);
+    need_mount(NULL, target, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | MNT_FLAGS, NULL);
+}
+
+void mount_root(void) {
+    need_directory("/root");
+    need_mount(ROOT_DISK, "/root", "erofs", MS_RDONLY | MNT_FLAGS, NULL);
+    need_mount("dev", "/root/dev", "devtmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755");
+    need_mount("run", "/root/run", "tmpfs", MNT_FLAGS, "mode=0755");
+    need_directory("/root/run/host");
+    bind_read_only("/host", "/root/run/host");
+    bind_read_only("/agent", "/root/usr/lib/wherry");
+    sys(chdir, "/root");
+    need_mount(".", "/", NULL, MS_MOVE, NULL);
+    s64 result = sys(chroot, ".");
+    if (result < 0)
+        fail("cannot enter", "the root file system", result);
+    sys(chdir, "/");
+    need_mount("proc", "/proc", "proc", MNT_FLAGS | MS_NOEXEC, NULL);
+    need_mount("sys", "/sys", "sysfs", MNT_FLAGS | MS_NOEXEC, NULL);
+    need_mount("cgroup", "/sys/fs/cgroup", "cgroup2", MNT_FLAGS | MS_NOEXEC, "nsdelegate,memory_recursiveprot");
+    need_mount("tmp", "/tmp", "tmpfs", MNT_FLAGS, "mode=1777");
+    need_directory("/dev/pts");
+    need_directory("/dev/shm");
+    need_directory("/dev/mqueue");
+    need_mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=0620,gid=5,ptmxmode=0666");
+    need_mount("shm", "/dev/shm", "tmpfs", MNT_FLAGS, "mode=1777");
+    need_mount("mqueue", "/dev/mqueue", "mqueue", MNT_FLAGS | MS_NOEXEC, NULL);
+    sys(symlinkat, "/proc/self/fd", AT_FDCWD, "/dev/fd");
+}
+
+/* Whether the disk was never written: a damaged file system must not be taken for a new disk. */
+static int is_blank(void) {
+    static char start[64 * 1024];
+    int fd = open_file(DATA_DISK, O_RDONLY);
+    s64 got = fd < 0 ? fd : sys(read, fd, start, sizeof start);
+    if (fd >= 0)
+        sys(close, fd);
+    if (got < (s64)sizeof start)
+        fail("cannot read the data disk", DATA_DISK, got < 0 ? got : 0);
+    for (u64 i = 0; i < sizeof start; i++)
+        if (start[i])
+            return 0;
+    return 1;
+}
+
+static s64 mount_ext4(void) {
+    /* Volumes live here: devices and set-user-id programs must work, as on a native host. */
+    return mount(DATA_DISK, DATA, "ext4", MS_NOATIME, "discard");
+}
+
+void mount_data(void) {
+    s64 result = mount_ext4();
+    if (result < 0 && is_blank()) {
+        /* Nothing to discard on a new disk, and tables are initialised by the kernel in the background. */
+        static const char *const format[] = {"/usr/sbin/mke2fs", "-q", "-t", "ext4", "-m", "0", "-b", "4096", "-L", "wherry", "-E",
+                                             "nodiscard,lazy_itable_init=1,lazy_journal_init=1", DATA_DISK, NULL};
+        s64 status = run(format);
+        if (status)
+            fail("cannot format the data disk; mke2fs ended with", decimal(status), 0);
+        stage("data disk formatted");
+        result = mount_ext4();
+    }
+    if (result < 0) /* the journal was replayed by the mount already: this is damage that needs a repair */
+        fail("cannot mount the data disk (its file system is damaged)", DATA_DISK, result);
+    if ((result = grow_data()) < 0)
+        log_line("cannot grow the file system of the data disk: ", decimal(result), "");
+}
+
+/* From the superblock (kernel documentation, filesystems/ext4): the kernel logs a resize even when it is none. */
+static __u64 file_system_blocks(int disk) {
+    char super[1024];
+    unsigned low, high;
+    if (sys(pread64, disk, super, sizeof super, 1024) != sizeof super)
+        return 0;
+    memcpy(&low, super + 0x4, sizeof low);
+    memcpy(&high, super + 0x150, sizeof high);
+    return (__u64)high << 32 | low;
+}
+
+s64 grow_data(void) {
+    __u64 bytes = 0;
+    int disk = open_file(DATA_DISK, O_RDONLY), folder = open_file(DATA, O_RDONLY | O_DIRECTORY);
+    s64 result = disk < 0 ? disk : folder < 0 ? folder : sys(ioctl, disk, BLKGETSIZE64, &bytes);
+    if (result >= 0) {
+        __u64 blocks = bytes / BLOCK;
+        if (blocks != file_system_blocks(disk))
+            result = sys(ioctl, folder, EXT4_IOC_RESIZE_FS, &blocks);
+    }
+    if (disk >= 0)
+        sys(close, disk);
+    if (folder >= 0)
+        sys(close, folder);
+    return result;
+}
+
+s64 trim_data(void) {
+    struct fstrim_range all = {0, (__u64)-1, 0};
+    int folder = open_file(DATA, O_RDONLY | O_DIRECTORY);
+    s64 result = folder < 0 ? folder : sys(ioctl, folder, FITRIM, &all);
+    if (folder >= 0)
+        sys(close, folder);
+    return result;
+}
+
+void unmount_data(void) {
+    sys(sync);
+    /* Overlay mounts and namespaces of containers died with their processes; what a kernel still holds is detached. */
+    if (sys(umount2, DATA, 0) < 0) {
+        mount(NULL, DATA, NULL, MS_REMOUNT | MS_RDONLY, NULL);
+        sys(umount2, DATA, 2 /* MNT_DETACH */);
+    }
+}
+
+s64 mount_share(const char *type, const char *tag, const char *target, const char *options) {
+    s64 result = sys(mkdirat, AT_FDCWD, target, 0755);
+    if (result < 0 && result != -EEXIST)
+        return result;
+    return mount(tag, target, type, MS_NODEV | MS_NOSUID, options);
+}

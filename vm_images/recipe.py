@@ -1,0 +1,228 @@
+"""What the image is made of. Data only: the builder beside it does not know what it builds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SUITE = "trixie"
+SOURCES = (
+    ("http://deb.debian.org/debian", "trixie main"),
+    ("http://deb.debian.org/debian", "trixie-updates main"),
+    ("http://deb.debian.org/debian-security", "trixie-security main"),
+)
+PYTHON = "3.13"
+
+
+@dataclass(frozen=True)
+class Arch:
+    """An architecture by Debian's name, and what the parts of a build call it."""
+
+    name: str
+    kernel_package: str
+    triplet: str
+    loader: str
+    wheel: str
+
+
+ARCHES = {
+    "amd64": Arch(
+        name="amd64",
+        # Not the "cloud" flavour: it boots no faster and has no 9p, which is how macOS shares folders.
+        kernel_package="linux-image-amd64",
+        triplet="x86_64-linux-gnu",
+        loader="/usr/lib64/ld-linux-x86-64.so.2",
+        wheel="manylinux2014_x86_64",
+    ),
+    "arm64": Arch(
+        name="arm64",
+        kernel_package="linux-image-arm64",
+        triplet="aarch64-linux-gnu",
+        loader="/usr/lib/ld-linux-aarch64.so.1",
+        wheel="manylinux2014_aarch64",
+    ),
+}
+
+PACKAGES = (
+    f"python{PYTHON}-minimal",
+    f"libpython{PYTHON}-stdlib",
+    "python3-requests",
+    "python3-certifi",
+    "ca-certificates",
+    "python3-msgspec",
+    "python3-isal",
+    "libseccomp2",
+    "e2fsprogs",
+)
+
+# What Debian has no package of; hashes of both architectures' wheels.
+WHEELS = """\
+backports.zstd==1.8.0 \\
+    --hash=sha256:44a9004f9e809ea56910d326d21946650369db59eb86edc0c76840f21530704c \\
+    --hash=sha256:1a808ba1371231c00a2b71f03840a727088e287d0ee1dfb3230958950f21f421
+"""
+
+# Programs and libraries that are loaded by name; what they need comes along.
+PROGRAMS = (f"/usr/bin/python{PYTHON}", "/usr/sbin/mke2fs", "/usr/sbin/e2fsck")
+LIBRARIES = ("libseccomp.so.2",)
+CONFIGURATION = ("/etc/mke2fs.conf",)
+# Debian's certifi and OpenSSL both read the bundle that ca-certificates would make when it is configured.
+CA_BUNDLE, CA_FOLDER = "/etc/ssl/certs/ca-certificates.crt", "usr/share/ca-certificates/mozilla"
+
+# Python packages the agent imports, from Debian's dist-packages and the wheels, into the one folder on
+# sys.path.
+PYTHON_PACKAGES = (
+    "requests",
+    "urllib3",
+    "idna",
+    "certifi",
+    "charset_normalizer",
+    "msgspec",
+    "isal",
+    "backports",
+)
+
+# The standard library without what needs a person, a screen or a compiler.
+STDLIB_WITHOUT = frozenset(
+    [
+        "__phello__",
+        "_pyrepl",
+        "ensurepip",
+        "idlelib",
+        "lib2to3",
+        "pydoc_data",
+        "test",
+        "tkinter",
+        "turtledemo",
+        "turtle.py",
+        "venv",
+        "pdb.py",
+        "pydoc.py",
+        "doctest.py",
+        "unittest",
+        "curses",
+        "dbm",
+        "wsgiref",
+        "xmlrpc",
+        "antigravity.py",
+        "this.py",
+        "cProfile.py",
+        "profile.py",
+        "pstats.py",
+        "_sysconfigdata__linux_x86_64-linux-gnu.py",
+        "_sysconfigdata__linux_aarch64-linux-gnu.py",
+        "sysconfig",
+        "zoneinfo",
+        "sitecustomize.py",
+        "LICENSE.txt",
+        "EXTERNALLY-MANAGED",
+    ]
+)
+EXTENSIONS_WITHOUT = (
+    "_curses",
+    "_dbm",
+    "_gdbm",
+    "_tkinter",
+    "_test",
+    "_xx",
+    "xxlimited",
+    "audioop",
+    "nis",
+    "readline",
+)
+
+# In the initrd: what the root disk needs.
+INITRD_MODULES = ("virtio_blk", "erofs")
+# In the root, loaded before the agent starts: the data disk and the network interface.
+BOOT_MODULES = ("ext4", "virtio_net")
+# Loaded beside the starting agent: what its first container needs, and what gives memory back to the host.
+LATER_MODULES = (
+    "overlay",
+    "bridge",
+    "veth",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_nat",
+    "nft_masq",
+    "nft_ct",
+    "nft_compat",
+    "virtio_balloon",
+    "virtio_rng",
+)
+# Loaded when the kernel asks for them: file systems of shares and volumes, the rest of networking, swap.
+MODULES = (
+    "9p",
+    "9pnet_virtio",
+    "nfs",
+    "nfsv4",
+    "cifs",
+    "squashfs",
+    "isofs",
+    "vfat",
+    "loop",
+    "zram",
+    "dummy",
+    "ipvlan",
+    "macvlan",
+    "macvtap",
+    "tun",
+    "vxlan",
+    "wireguard",
+    "br_netfilter",
+    "8021q",
+)
+# Every module in these folders of the kernel package: rules a container or an engine inside one may load.
+MODULE_FOLDERS = (
+    "net/netfilter",
+    "net/ipv4/netfilter",
+    "net/ipv6/netfilter",
+    "net/bridge/netfilter",
+    "net/sched",
+    "crypto",
+    "lib",
+    "arch/x86/crypto",
+    "arch/arm64/crypto",
+)
+
+MODULES_WITHOUT = (
+    "test_",
+    "tcrypt",
+    "kunit",
+    "atomic64_test",
+    "cpumask_",
+    "objpool",
+    "percpu_test",
+    "crc_test",
+)
+
+FILES = {
+    "/etc/passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\nnobody:x:65534:65534::/:/usr/sbin/nologin\n",
+    "/etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+    "/etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+    # QEMU's user network answers there and asks the host's resolver, so that DNS follows the host.
+    "/etc/resolv.conf": "nameserver 10.0.2.3\n",
+    "/etc/os-release": f'NAME=Wherry\nID=wherry\nID_LIKE=debian\nPRETTY_NAME="Wherry VM (Debian {SUITE})"\n',
+}
+# Mount points; the root is read-only.
+DIRECTORIES = (
+    "dev",
+    "proc",
+    "sys",
+    "run",
+    "tmp",
+    "root",
+    "mnt",
+    "etc",
+    "var/lib/wherry",
+    "usr/lib/wherry",
+    "shares",
+)
+LINKS = {
+    "bin": "usr/bin",
+    "sbin": "usr/sbin",
+    "lib": "usr/lib",
+    "var/run": "/run",
+    "var/tmp": "/tmp",
+    # The agent's code is handed over by the host at boot and bound to /usr/lib/wherry.
+    f"usr/lib/python{PYTHON}/guest_agent": "/usr/lib/wherry/guest_agent",
+}
