@@ -1,0 +1,83 @@
+"""The built image: what its manifest says is what is there, and a second build gives the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vm_images.build import build
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(params=["amd64", "arm64"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue({"amd64": "image", "arm64": "arm_image"}[request.param])
+    return path
+
+
+@pytest.fixture
+def root(folder: Path, tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "root"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "erofs", "-o", "loop,ro", folder / "root.erofs", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_the_manifest_says_what_is_there(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert folder.name.startswith(manifest["arch"])
+    assert manifest["packages"]["libseccomp2"]
+    for name, about in manifest["files"].items():
+        data = (folder / name).read_bytes()
+        assert (about["size"], about["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_it_is_small_enough_to_download(folder: Path) -> None:
+    sizes = {
+        n: len(lzma.compress((folder / n).read_bytes(), preset=1)) for n in ("kernel", "initrd", "root.erofs")
+    }
+    assert sum(sizes.values()) < 60e6, sizes
+
+
+def test_a_second_build_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    first = json.loads((folder / "manifest.json").read_text())
+    second = build(first["arch"], str(tmp_path), None, None)
+    if first["packages"] != second["packages"]:  # the archive has moved on since the first build was cached
+        first = build(first["arch"], str(tmp_path / "again"), None, None)
+    assert second["files"] == first["files"]
+
+
+def test_only_what_the_agent_needs_is_in_the_root(root: Path) -> None:
+    programs = sorted(p.name for folder in ("usr/bin", "usr/sbin") for p in (root / folder).iterdir())
+    assert programs == ["e2fsck", "mke2fs", "modprobe", "python3.13"]
+    assert not list(root.rglob("*.py")), "code is compiled ahead, and imported without a look at its source"
+    for name in ("requests", "msgspec", "isal", "backports", "ssl.pyc", "sqlite3", "asyncio", "ctypes"):
+        assert (root / "usr/lib/python3.13" / name).exists(), name
+    assert "BEGIN CERTIFICATE" in (root / "etc/ssl/certs/ca-certificates.crt").read_text()
+
+
+def test_every_module_the_table_names_is_there(root: Path) -> None:
+    modules = root / "usr/lib/modules"
+    table = dict(line.split(" ", 1) for line in (modules / "table").read_text().splitlines())
+    for files in table.values():
+        for name in files.split():
+            assert (modules / f"{name}.ko").exists(), name
+    for name in (modules / "boot").read_text().split() + (modules / "later").read_text().split():
+        assert name in table
+    for alias in (
+        "fs_overlay",
+        "rtnl_link_veth",
+        "nft_chain_2_nat",
+        "fs_9p",
+        "nft_expr_masq",
+        "crypto_crc32c",
+    ):
+        assert alias in table, alias
