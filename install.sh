@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs Wherry from this checkout: as root for everybody (/opt/wherry, /usr/local/bin), otherwise for one user
-# (~/.local). Run it again to upgrade.
+# (~/.local). Run it again to upgrade. WHERRY_PREFIX=DIR puts everything below DIR instead.
 #
 #   ./install.sh                install or upgrade
 #   ./install.sh --uninstall    remove the program; images, containers and volumes stay
@@ -10,7 +10,10 @@ source=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=packaging/environment.sh
 . "$source/packaging/environment.sh"
 
-if is_root; then
+if [ -n "${WHERRY_PREFIX-}" ]; then
+    home=$WHERRY_PREFIX/lib/wherry
+    commands=$WHERRY_PREFIX/bin
+elif is_root; then
     home=/opt/wherry
     commands=/usr/local/bin
 else

@@ -27,8 +27,13 @@ class Registry:
 
     push_options: tuple[str, ...] = ("--dest-tls-verify=false",)
 
-    def __init__(self, directory: Path, host: str = "127.0.0.1", **settings: Any) -> None:
-        """`settings` are merged into the registry's configuration (distribution's config.yml, as JSON)."""
+    def __init__(
+        self, directory: Path, host: str = "127.0.0.1", namespace: str = "", **settings: Any
+    ) -> None:
+        """`settings` are merged into the registry's configuration (distribution's config.yml, as JSON).
+
+        `namespace`: path of a network namespace to serve in instead of the machine's.
+        """
         program = shutil.which("docker-registry")
         if program is None:
             raise RuntimeError("docker-registry is not installed: ./run-tests --setup-only installs it")
@@ -46,7 +51,7 @@ class Registry:
         path.write_text(json.dumps(configuration))  # JSON is YAML
         self.log: list[str] = []
         self.process = subprocess.Popen(
-            [program, "serve", path],
+            [*(["nsenter", f"--net={namespace}"] if namespace else []), program, "serve", path],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

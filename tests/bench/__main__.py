@@ -1,0 +1,266 @@
+"""The budgets of the design, measured: each as a ratio to a peer on the same machine in the same run.
+
+    ./run-tests --bench [--rounds N] [--dockerd PROGRAM]
+
+Prints a table and exits with 0 whatever the figures are: machines are noisy, so a person judges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.measure import Command, family, pairs, proportional, resident, wall
+from tests.bench.peers import Dockerd, Runc
+from tests.support.cli import REPOSITORY, Cli
+from tests.support.engine import OurEngine
+from tests.support.images import image
+from tests.support.registry import Registry, plain
+
+IMAGE = "busybox"
+MEGABYTE = 1_000_000
+
+
+@dataclass
+class Row:
+    """One line of the table: our figure, the peer's, and the budget for their ratio or for ours alone."""
+
+    what: str
+    ours: float
+    peer: float | None
+    unit: str
+    limit: float
+    of_ratio: bool
+    peer_name: str = ""
+
+    def cells(self) -> list[str]:
+        value = self.ours / self.peer if self.of_ratio and self.peer else self.ours
+        ratio = f"{self.ours / self.peer:.2f}" if self.peer else ""
+        budget = f"≤ {self.limit:g} ×" if self.of_ratio else f"≤ {self.limit:g} {self.unit}"
+        peer = f"{self.peer:.1f} {self.unit}" if self.peer is not None else ""
+        return [
+            *(self.what, f"{self.ours:.1f} {self.unit}", peer, self.peer_name),
+            *(ratio, budget, "yes" if value <= self.limit else "NO"),
+        ]
+
+
+class Bench:
+    """Both engines, warm and with the same image."""
+
+    def __init__(self, stack: ExitStack, rounds: int, dockerd: str) -> None:
+        self.stack, self.rounds = stack, rounds
+        self.rows: list[Row] = []
+        self.ours = OurEngine().start()
+        stack.callback(self.ours.close)
+        self.peer = Dockerd(stack, dockerd)
+        self.runc = Runc(stack)
+        for engine in (self.ours, self.peer):
+            engine.docker.ok("load", "--quiet", "--input", image("busybox:latest").archive())
+        self.wherry = installed_wherry(stack, self.ours)
+
+    def command(self, cli: Cli, *arguments: str) -> Command:
+        return [*cli.command, *arguments], cli.env
+
+    def add(
+        self, what: str, ours: Command, theirs: Command, limit: float, peer: str, rounds: int = 0
+    ) -> None:
+        first, second = pairs(ours, theirs, rounds or self.rounds)
+        self.rows.append(Row(what, first * 1000, second * 1000, "ms", limit, True, peer))
+
+    def run(self) -> None:
+        flags = ("run", "--rm", IMAGE, "true")
+        ours, peer, wherry = self.ours.docker, self.peer.docker, self.wherry
+        theirs = self.command(peer, *flags)
+        bare = self.runc.command(), dict(os.environ)
+        self.add("docker run", self.command(ours, *flags), theirs, 0.25, "docker run, dockerd")
+        self.add("wherry run", self.command(wherry, *flags), theirs, 0.20, "docker run, dockerd")
+        self.add("wherry run", self.command(wherry, *flags), bare, 1.0, "runc run")
+        none = ("run", "--rm", "--network", "none", IMAGE, "true")
+        self.add(
+            "docker run, no network",
+            self.command(ours, *none),
+            self.command(peer, *none),
+            0.25,
+            "the same, dockerd",
+        )
+
+    def exec(self) -> None:
+        for engine in (self.ours, self.peer):
+            engine.docker.ok("run", "-d", "--name", "bench", IMAGE, "sleep", "3600")
+        flags = ("exec", "bench", "true")
+        theirs = self.command(self.peer.docker, *flags)
+        self.add("docker exec", self.command(self.ours.docker, *flags), theirs, 0.25, "docker exec, dockerd")
+        self.add("wherry exec", self.command(self.wherry, *flags), theirs, 0.25, "docker exec, dockerd")
+        for engine in (self.ours, self.peer):
+            engine.docker.ok("rm", "-f", "bench")
+
+    def start_of_the_cli(self) -> None:
+        python = os.path.realpath(sys.executable)
+        bare = [python, "-I", "-S", "-c", "pass"], dict(os.environ)
+        self.add(
+            "wherry version --client",
+            self.command(self.wherry, "version", "--client"),
+            bare,
+            2.0,
+            "python -c pass",
+        )
+
+    def pull(self) -> None:
+        """Debian's root file system from a registry on this machine: fetched, verified and unpacked."""
+        with tempfile.TemporaryDirectory() as scratch:
+            first, second = Path(scratch, "1"), Path(scratch, "2")
+            first.mkdir()
+            registry = plain(first)
+            self.stack.callback(registry.close)
+            registry.push(image("debian:stable"))
+            second.mkdir()
+            os.symlink(first / "storage", second / "storage")
+            twin = Registry(second, namespace=self.peer.namespace)
+            self.stack.callback(twin.close)
+            sides = ((self.ours, registry), (self.peer, twin))
+            times: list[list[float]] = [[], []]
+            for number in range(4):
+                for side, (engine, source) in enumerate(sides):
+                    name = f"{source.address}/debian:stable"
+                    taken = wall(self.command(engine.docker, "pull", "-q", name))
+                    engine.docker.ok("rmi", "-f", name)
+                    if number:
+                        times[side].append(taken)
+            ours, theirs = (statistics.median(each) * 1000 for each in times)
+            self.rows.append(Row("docker pull, 40 MB", ours, theirs, "ms", 0.5, True, "docker pull, dockerd"))
+
+    def agent(self) -> None:
+        starts = []
+        for _ in range(5):
+            engine = OurEngine()
+            started = time.perf_counter()
+            engine.start()
+            starts.append((time.perf_counter() - started) * 1000)
+            engine.close()
+        self.rows.append(
+            Row("agent, cold start to first answer", statistics.median(starts), None, "ms", 300, False)
+        )
+
+    def memory(self) -> None:
+        fresh = OurEngine().start()
+        self.stack.callback(fresh.close)
+        fresh.docker.ok("load", "--quiet", "--input", image("busybox:latest").archive())
+        fresh.docker.ok("run", "--rm", IMAGE, "true")
+        assert fresh.process is not None
+        peer = self.peer.process.pid
+
+        def of_us() -> int:
+            assert fresh.process is not None
+            containers = set(container_pids(fresh))
+            return proportional([pid for pid in engine_pids(fresh) if pid not in containers])
+
+        def of_dockerd() -> int:
+            containers = set(container_pids(self.peer))
+            return proportional(
+                [pid for pid in family(peer) if pid not in containers]
+                + named(self.peer.root, "containerd-shim")
+            )
+
+        idle = resident(fresh.process.pid) / MEGABYTE
+        self.rows.append(
+            Row("agent, idle memory (RSS)", idle, resident(peer) / MEGABYTE, "MB", 40, False, "dockerd alone")
+        )
+        before = of_us(), of_dockerd()
+        count = 10
+        for engine in (fresh, self.peer):
+            for number in range(count):
+                engine.docker.ok("run", "-d", "--name", f"bench-{number}", IMAGE, "sleep", "3600")
+        time.sleep(1)
+        ours, theirs = of_us() - before[0], of_dockerd() - before[1]
+        self.rows.append(
+            Row(
+                "memory per running container (PSS)",
+                ours / count / MEGABYTE,
+                theirs / count / MEGABYTE,
+                "MB",
+                3,
+                False,
+                "dockerd, containerd, shims",
+            )
+        )
+        self.peer.forget()
+
+
+def container_pids(engine: OurEngine | Dockerd) -> list[int]:
+    """The processes inside containers: not the engine's own memory."""
+    api = engine.client.api
+    return [api.inspect_container(each["Id"])["State"]["Pid"] for each in api.containers(quiet=True)]
+
+
+def engine_pids(engine: OurEngine) -> list[int]:
+    """Agent, monitor and port proxies, and what they have started."""
+    return sorted({pid for found in named(engine.root, "python") for pid in family(found)})
+
+
+def named(root: Path, program: str) -> list[int]:
+    """Processes of a program that have a directory on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:  # it has ended
+                continue
+            if program.encode() in line.split(b"\0")[0] and os.fsencode(root) in line:
+                found.append(int(entry.name))
+    return found
+
+
+def installed_wherry(stack: ExitStack, engine: OurEngine) -> Cli:
+    """Our CLI as install.sh leaves it, which starts faster than a checkout run with `python -m`."""
+    home = Path(tempfile.mkdtemp(prefix="wherry-installed-"))
+    stack.callback(shutil.rmtree, home, ignore_errors=True)
+    cli = Cli(["sh", str(REPOSITORY / "install.sh")], engine.host, engine.home)
+    environment = {"WHERRY_PREFIX": str(home)}
+    result = cli(env=environment, timeout=300)
+    if result.code:
+        raise RuntimeError(f"install.sh: {result.err}")
+    return Cli([str(home / "bin" / "wherry")], engine.host, engine.home)
+
+
+def table(rows: list[Row]) -> str:
+    """Columns in plain text."""
+    head = ["what", "Wherry", "peer", "", "ratio", "budget", "kept"]
+    lines = [head, *(row.cells() for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./run-tests --bench", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15, help="timed runs of each command (default 15)")
+    parser.add_argument(
+        "--dockerd", default="", help="another dockerd to compare with, such as /usr/sbin/dockerd"
+    )
+    options = parser.parse_args()
+    started = time.monotonic()
+    with ExitStack() as stack:
+        bench = Bench(stack, options.rounds, options.dockerd)
+        for part in (bench.start_of_the_cli, bench.exec, bench.run, bench.pull, bench.agent, bench.memory):
+            print(f"… {part.__name__.replace('_', ' ')}", file=sys.stderr)
+            part()
+        print(
+            f"dockerd {bench.peer.version}, medians of {options.rounds} pairs in turn, {time.monotonic() - started:.0f} s\n"
+        )
+        print(table(bench.rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
