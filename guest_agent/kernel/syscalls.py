@@ -20,6 +20,7 @@ AT_RECURSIVE = 0x8000
 
 CLONE_NEWTIME = 0x00000080
 CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -138,6 +139,16 @@ else:
     raise ImportError(f"Wherry runs on x86_64 and aarch64, not on {_MACHINE}")
 
 Path = str | bytes
+
+
+def _version(release: str) -> tuple[int, int]:
+    major, _, rest = release.partition(".")
+    digits = len(rest) - len(rest.lstrip("0123456789"))
+    return int(major), int(rest[:digits] or 0)
+
+
+LINUX = _version(os.uname().release)
+"""Version of the running kernel: major, minor."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = c_long
@@ -360,7 +371,9 @@ def clone3(flags: int, cgroup: int | None = None) -> tuple[int, int]:
     calls execve.
     """
     pidfd = c_int(-1)
-    args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=_SIGCHLD)
+    args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd))
+    if not flags & CLONE_PARENT:  # such a child takes its new parent's word for it
+        args.exit_signal = _SIGCHLD
     if cgroup is not None:
         args.flags |= CLONE_INTO_CGROUP
         args.cgroup = cgroup

@@ -16,7 +16,7 @@ from typing import Any
 
 from guest_agent.errors import InvalidParameter, NotSupported, Unavailable
 from guest_agent.kernel import libseccomp
-from guest_agent.kernel.syscalls import SECCOMP_FILTER_FLAG_LOG, SECCOMP_FILTER_FLAG_SPEC_ALLOW
+from guest_agent.kernel.syscalls import LINUX, SECCOMP_FILTER_FLAG_LOG, SECCOMP_FILTER_FLAG_SPEC_ALLOW
 
 Profile = dict[str, Any]
 
@@ -130,18 +130,7 @@ def _kernel_at_least(version: str) -> bool:
         raise InvalidParameter(
             f'loading seccomp profile failed: invalid kernel version: "{version}"'
         ) from None
-    return kernel_version(os.uname().release) >= wanted
-
-
-def kernel_version(release: str) -> tuple[int, int]:
-    """Major and minor number of a `uname -r`."""
-    major, _, rest = release.partition(".")
-    minor = ""
-    for character in rest:
-        if not character.isdigit():
-            break
-        minor += character
-    return int(major), int(minor or 0)
+    return wanted <= LINUX
 
 
 class Program:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from .base import Cgroup, Resources
+from .devices import IMPLIED as IMPLIED_DEVICES
 from .v1 import CgroupV1
 from .v2 import CgroupV2
 
@@ -82,4 +83,14 @@ def describe() -> dict[str, Any]:
     return {"version": str(version()), "driver": "cgroupfs", **group.features()}
 
 
-__all__ = ["DEFAULT_PARENT", "Cgroup", "Resources", "at", "describe", "hierarchies", "open", "version"]
+__all__ = [
+    "DEFAULT_PARENT",
+    "IMPLIED_DEVICES",
+    "Cgroup",
+    "Resources",
+    "at",
+    "describe",
+    "hierarchies",
+    "open",
+    "version",
+]

@@ -1,0 +1,60 @@
+"""Overlay mounts of any number of layers, as detached mounts."""
+
+from __future__ import annotations
+
+import os
+
+from . import syscalls
+from .syscalls import FsContext
+
+# Since Linux 6.8 overlay takes its lower layers one by one. Before, they are one option string that must fit
+# a page: descriptors' names in /proc keep it short whatever the paths are.
+_LAYER_BY_LAYER = syscalls.LINUX >= (6, 8)
+
+
+def open_overlay(
+    lower: list[str], upper: str, work: str, staging: str, layer_by_layer: bool = _LAYER_BY_LAYER
+) -> int:
+    """Mounts overlay over `lower` (topmost first) and returns the fd of the detached mount, for
+    move_mount(2).
+
+    Without `upper` it is a read-only view. All paths are absolute and of our own making; `staging` is a
+    directory where old kernels need to have the mount for a moment. `layer_by_layer` is only given by tests.
+    Raises OSError with the kernel's words.
+    """
+    if not upper and len(lower) == 1:  # overlay wants two layers at least when nothing is writable
+        fd = syscalls.open_tree(syscalls.AT_FDCWD, lower[0], syscalls.OPEN_TREE_CLONE)
+        syscalls.mount_setattr(fd, "", syscalls.AT_EMPTY_PATH, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+        return fd
+    if not layer_by_layer:
+        return _in_one_string(lower, upper, work, staging)
+    with FsContext("overlay") as context:
+        context.set("source", "overlay")
+        for directory in lower:
+            context.set("lowerdir+", directory)
+        if upper:
+            context.set("upperdir", upper)
+            context.set("workdir", work)
+        context.create()
+        return context.mount()
+
+
+def _in_one_string(lower: list[str], upper: str, work: str, staging: str) -> int:
+    opened: list[int] = []
+
+    def name(directory: str) -> str:
+        opened.append(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        return f"/proc/self/fd/{opened[-1]}"
+
+    try:
+        data = "lowerdir=" + ":".join(map(name, lower))
+        if upper:
+            data += f",upperdir={name(upper)},workdir={name(work)}"
+        syscalls.mount("overlay", staging, "overlay", 0, data)
+        try:
+            return syscalls.open_tree(syscalls.AT_FDCWD, staging, syscalls.OPEN_TREE_CLONE)
+        finally:
+            syscalls.umount2(staging, syscalls.MNT_DETACH)
+    finally:
+        for fd in opened:
+            os.close(fd)

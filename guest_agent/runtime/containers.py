@@ -1,0 +1,456 @@
+"""Containers and their processes as the monitor has them, from the fork of a launch child to the exit
+code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from guest_agent.kernel import syscalls as s
+
+from . import cgroups, console, launch
+from .jsonlog import JsonLog, compress_file
+from .loop import READ, Loop
+from .stage import StageError
+from .stdio import Streams
+
+_SIGKILL = 9
+_SOL_SOCKET, _SCM_RIGHTS = 1, 1
+_OUTPUT_GRACE_SECONDS = 2.0  # as dockerd: for output of children that outlive the process
+_DELETE_RETRY_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_ENOENT = 2
+
+
+class Failure(Exception):
+    """An error for the agent: `kind` is launch, notfound, conflict, protocol or internal."""
+
+    def __init__(self, kind: str, text: str, stage: str = "", errno: int = 0) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
+        self.stage = stage
+        self.errno = errno
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it travels."""
+        return {"kind": self.kind, "text": self.text, "stage": self.stage, "errno": self.errno}
+
+
+class Host:
+    """What all containers share: the loop, the exec root, and how to tell agents."""
+
+    def __init__(
+        self, loop: Loop, run: str, announce: Callable[[dict[str, Any]], None], has_agent: Callable[[], bool]
+    ) -> None:
+        self.loop = loop
+        self.run = run
+        self.announce = announce
+        self.has_agent = has_agent
+        self.deleting: dict[str, Container] = {}  # groups that are busy yet, by path
+        self.oom_score_adj: int | None = None  # for processes that ask for none, when ours is not the usual
+        self.staging = os.path.join(run, "rootfs")
+        os.makedirs(self.staging, mode=0o700, exist_ok=True)
+        os.makedirs(os.path.join(run, "containers"), mode=0o700, exist_ok=True)
+        network = os.stat("/proc/self/ns/net")
+        self.network = (network.st_dev, network.st_ino)
+
+    def reap(self, pidfd: int, then: Callable[[], None]) -> None:
+        """Waits for a helper process to end and calls `then`."""
+
+        def ended(events: int) -> None:
+            self.loop.remove(pidfd)
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+            os.close(pidfd)
+            then()
+
+        self.loop.add(pidfd, READ, ended)
+
+    def compress(self, path: str, then: Callable[[], None]) -> None:
+        """Compresses a rotated log in a process of its own."""
+        pid, pidfd = s.clone3(0)
+        if pid == 0:
+            try:
+                os.nice(10)
+                compress_file(path)
+            finally:
+                os._exit(0)
+        self.reap(pidfd, then)
+
+
+class Process:
+    """One process of a container: the first one, or an exec's."""
+
+    def __init__(self, host: Host, stdio: dict[str, Any]) -> None:
+        self._host = host
+        log = JsonLog(stdio["log"], host.compress) if stdio.get("log") else None
+        self.streams = Streams(host.loop, stdio["tty"], stdio["stdin_once"], log)
+        self._open_stdin = bool(stdio["open_stdin"])
+        self.pid = 0
+        self.started_at = 0.0
+        self.running = False  # executed, and not ended
+        self.ended = False
+        self.code = 0
+        self.finished_at = 0.0
+        self._pidfd = -1
+        self._sync: socket | None = None
+        self._about_to_execute = False
+        self._failure: Failure | None = None
+        self._on_start: Callable[[Failure | None], None] = lambda failure: None
+        self._on_exit: Callable[[], None] = lambda: None
+        self.on_death: Callable[[], None] = lambda: None  # ended, its output perhaps not
+
+    def launch(
+        self,
+        job: launch.Job,
+        body: Callable[[launch.Job], None],
+        flags: int,
+        on_start: Callable[[Failure | None], None],
+        on_exit: Callable[[], None],
+    ) -> None:
+        """Forks the launch child. `on_start` is called with None when it has executed, or with why it has
+        not.
+
+        `on_exit` is called when a process that had started has ended and its output is logged.
+        """
+        self._on_start, self._on_exit = on_start, on_exit
+        mine, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        job.sync = theirs
+        stdin = stdout = stderr = -1
+        if not self.streams.tty:
+            if self._open_stdin:
+                job.stdin, stdin = os.pipe2(os.O_CLOEXEC)
+            stdout, job.stdout = os.pipe2(os.O_CLOEXEC)
+            stderr, job.stderr = os.pipe2(os.O_CLOEXEC)
+        group = -1
+        if job.cgroup is not None and cgroups.version() == 2:
+            group = os.open(job.cgroup.directories()[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            job.in_cgroup = True
+        try:
+            self.pid, self._pidfd = s.clone3(flags, group if group >= 0 else None)
+            if self.pid == 0:
+                launch.run(job, body)
+        finally:
+            # In the parent, or when there is no child.
+            theirs.close()
+            for fd in (job.stdin, job.stdout, job.stderr, group):
+                if fd >= 0:
+                    os.close(fd)
+            self._sync = mine
+        self._host.loop.add(mine.fileno(), READ, lambda events: self._hear())
+        self._host.loop.add(self._pidfd, READ, lambda events: self._died())
+        if not self.streams.tty:
+            self.streams.start(stdin, stdout, stderr)
+
+    def _hear(self) -> None:
+        """Takes what the launch child has to say, up to the end of file that execve makes."""
+        while self._sync is not None:
+            try:
+                data, ancillary, _, _ = self._sync.recvmsg(65536, 64, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, ancillary = b"", []
+            if not data:
+                self._host.loop.remove(self._sync.fileno())
+                self._sync.close()
+                self._sync = None
+                if self._about_to_execute and self._failure is None:
+                    self._started()
+            elif data == b"x":
+                self._about_to_execute = True
+            elif data == b"m":
+                rights = [
+                    payload
+                    for level, kind, payload in ancillary
+                    if (level, kind) == (_SOL_SOCKET, _SCM_RIGHTS)
+                ]
+                self.streams.start_terminal(int.from_bytes(rights[0][:4], sys.byteorder))
+            elif data[:1] == b"p":
+                self._replaced_by(int(data[1:]))
+            else:
+                said = json.loads(data)
+                self._failure = Failure("launch", said["text"], said["stage"], said["errno"])
+
+    def _replaced_by(self, pid: int) -> None:
+        """The launch child has cloned our real child, and goes."""
+        self._host.loop.remove(self._pidfd)
+        self._host.reap(self._pidfd, lambda: None)
+        self.pid, self._pidfd = pid, os.pidfd_open(pid)
+        self._host.loop.add(self._pidfd, READ, lambda events: self._died())
+
+    def _started(self) -> None:
+        self.running = True
+        self.started_at = time.time()
+        self._on_start(None)
+
+    def _died(self) -> None:
+        pidfd = self._pidfd
+        self._hear()  # what it said last counts
+        if pidfd != self._pidfd:
+            return
+        self._host.loop.remove(pidfd)
+        status = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        os.close(pidfd)
+        self._pidfd = -1
+        assert status is not None
+        self.code = status.si_status if status.si_code == os.CLD_EXITED else 128 + status.si_status
+        self.finished_at = time.time()
+        if self._sync is not None:  # a child of the launch child, or a stray copy: it cannot execute any more
+            self._host.loop.remove(self._sync.fileno())
+            self._sync.close()
+            self._sync = None
+        if not self.running:
+            self.ended = True
+            self.streams.abandon()
+            text = f"error during container init: the launch process ended early, status {self.code}"
+            self._on_start(self._failure or Failure("launch", text, "launch"))
+            return
+        self.running = False
+        self.on_death()
+        self._finish_output()
+
+    def _finish_output(self) -> None:
+        self.streams.drain()
+        if self.streams.ended:
+            self._exited()
+            return
+        self.streams.on_end = self._exited
+        self._host.loop.later(_OUTPUT_GRACE_SECONDS, self.streams.abandon)
+
+    def _exited(self) -> None:
+        self.streams.on_end = None
+        if not self.ended:
+            self.ended = True
+            self._on_exit()
+
+    def kill(self, number: int) -> None:
+        """Sends a signal."""
+        if self._pidfd < 0:
+            raise Failure("notfound", "process is gone")
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            raise Failure("notfound", "process is gone") from None
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Sets the terminal's size."""
+        if not self.streams.tty or self.streams.input.fd < 0:
+            raise Failure("notfound", "no terminal")
+        console.set_size(self.streams.input.fd, rows, columns)
+
+    def open_pidfd(self) -> int:
+        """The process's pidfd, ours."""
+        return self._pidfd
+
+
+class Container:
+    """A container from its start to the day it is forgotten."""
+
+    def __init__(self, host: Host, message: dict[str, Any]) -> None:
+        self._host = host
+        self.id: str = message["id"]
+        self._exit_path: str = message["exit_path"]
+        self._cgroup = cgroups.at(message["config"]["linux"]["cgroupsPath"])
+        self._seccomp = -1
+        self._seccomp_flags = 0
+        self._oom_fd = -1
+        self._oom_killed = False
+        self._own_pids = False
+        self.init = Process(host, message["stdio"])
+        self.execs: dict[str, Process] = {}
+        self.init.on_death = self._kill_rest
+
+    def known(self) -> bool:
+        """Whether agents are told of it: not before it has started."""
+        return self.init.running or self.init.ended
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a new agent is told."""
+        return {
+            "id": self.id,
+            "pid": self.init.pid,
+            "started_at": self.init.started_at,
+            "exit": self._exit(self.init, None) if self.init.ended else None,
+            "execs": {exec_id: process.pid for exec_id, process in self.execs.items() if process.running},
+        }
+
+    def _exit(self, process: Process, exec_id: str | None) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "exec_id": exec_id,
+            "code": process.code,
+            "oom_killed": self._oom_killed,
+            "finished_at": process.finished_at,
+        }
+
+    def start(
+        self, message: dict[str, Any], fds: list[int], on_start: Callable[[Failure | None], None]
+    ) -> None:
+        """Makes the group and launches the first process. Takes descriptors out of `fds` as it goes."""
+        config = message["config"]
+        try:
+            new, _ = launch.namespaces(config)
+            flags = launch.clone_flags(config)
+        except StageError as e:
+            raise Failure("launch", e.text, e.stage, e.errno) from e
+        self._own_pids = bool(new & s.CLONE_NEWPID)
+        if message.get("seccomp"):
+            self._seccomp, self._seccomp_flags = fds.pop(0), message["seccomp_flags"]
+        for spec in message["attachments"]:
+            self.init.streams.attach(spec, fds.pop(0))
+        self._write_state()
+        try:
+            self._make_group(config["linux"].get("resources") or {})
+            self.init.launch(self._job(message), launch.start, flags, self._launched(on_start), self._ended)
+        except (OSError, ValueError, Failure) as e:
+            self.init.ended = True
+            self.init.streams.abandon()
+            self._clean_up()
+            if isinstance(e, Failure):
+                raise
+            detail = f"{e.strerror}: {e.filename}" if isinstance(e, OSError) else str(e)
+            text = f"unable to apply cgroup configuration: {detail}"
+            raise Failure("launch", text, "cgroup", getattr(e, "errno", 0) or 0) from e
+
+    def _launched(self, on_start: Callable[[Failure | None], None]) -> Callable[[Failure | None], None]:
+        def started(failure: Failure | None) -> None:
+            if failure:
+                self._clean_up()
+            on_start(failure)
+
+        return started
+
+    def _job(self, message: dict[str, Any]) -> launch.Job:
+        job = launch.Job(message)
+        job.seccomp, job.seccomp_flags = self._seccomp, self._seccomp_flags
+        job.cgroup = self._cgroup
+        job.staging = self._host.staging
+        job.host_network = self._host.network
+        job.oom_score_adj = self._host.oom_score_adj
+        return job
+
+    def _make_group(self, resources: dict[str, Any]) -> None:
+        self._host.deleting.pop(self._cgroup.path, None)
+        self._cgroup.delete()  # what an earlier life may have left
+        self._cgroup.create()
+        rules = resources.get("devices")
+        if rules:
+            resources = {**resources, "devices": [*rules, *cgroups.IMPLIED_DEVICES]}
+        self._cgroup.set(resources)
+        try:
+            self._oom_fd, events = self._cgroup.oom_watch()
+        except OSError:
+            return  # no memory controller: nothing to watch
+        self._host.loop.add(self._oom_fd, events, lambda events: self._out_of_memory())
+
+    def _out_of_memory(self) -> None:
+        self._cgroup.oom_acknowledge(self._oom_fd)
+        self._host.announce({"event": "oom", "id": self.id})
+
+    def exec(
+        self, message: dict[str, Any], fds: list[int], on_start: Callable[[Failure | None], None]
+    ) -> Process:
+        """Launches one more process."""
+        exec_id: str = message["exec_id"]
+        if exec_id in self.execs:
+            raise Failure("conflict", f"exec {exec_id} is already there")
+        process = Process(self._host, message["stdio"])
+        for spec in message["attachments"]:
+            process.streams.attach(spec, fds.pop(0))
+        job = self._job(message)
+        job.pidfd = self.init.open_pidfd()
+        self.execs[exec_id] = process
+
+        def started(failure: Failure | None) -> None:
+            if failure:
+                self.execs.pop(exec_id, None)
+            on_start(failure)
+
+        def ended() -> None:
+            self._host.announce({"event": "exit", **self._exit(process, exec_id)})
+
+        try:
+            process.launch(job, launch.enter, 0, started, ended)
+        except OSError as e:
+            del self.execs[exec_id]
+            process.streams.abandon()
+            raise Failure("launch", f"unable to start a process: {e}", "clone", e.errno or 0) from e
+        return process
+
+    def forget_ended_execs(self) -> None:
+        """Drops what has ended."""
+        self.execs = {exec_id: process for exec_id, process in self.execs.items() if not process.ended}
+
+    def _kill_rest(self) -> None:
+        """A container ends with its first process; in a pid namespace of its own the kernel sees to that."""
+        if not self._own_pids:
+            self._cgroup.kill()
+
+    def _ended(self) -> None:
+        """The first process is gone: notes it down, tells, and clears away."""
+        try:
+            self._oom_killed = self._cgroup.oom_kills() > 0
+        except OSError:
+            pass
+        event = self._exit(self.init, None)
+        self._write_exit(event)
+        self._host.announce({"event": "exit", **event})
+        self._clean_up()
+
+    def _write_exit(self, event: dict[str, Any]) -> None:
+        temporary = f"{self._exit_path}.tmp"
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, json.dumps(event).encode())
+                if not self._host.has_agent():
+                    os.fsync(fd)  # with an agent there, it is its database that has to survive a power cut
+            finally:
+                os.close(fd)
+            os.rename(temporary, self._exit_path)
+        except OSError:
+            pass  # disk full, or the container's directory is gone: agents are told by word of mouth
+
+    def _state_directory(self) -> str:
+        return os.path.join(self._host.run, "containers", self.id)
+
+    def _write_state(self) -> None:
+        """What is needed to clear up after us should we be killed."""
+        directory = self._state_directory()
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        with open(os.path.join(directory, "state.json"), "w", encoding="utf-8") as file:
+            json.dump({"id": self.id, "cgroup": self._cgroup.path, "exit_path": self._exit_path}, file)
+
+    def _clean_up(self) -> None:
+        if self._seccomp >= 0:
+            os.close(self._seccomp)
+            self._seccomp = -1
+        if self._oom_fd >= 0:
+            self._host.loop.remove(self._oom_fd)
+            os.close(self._oom_fd)
+            self._oom_fd = -1
+        self._host.deleting[self._cgroup.path] = self
+        self._delete_group(iter(_DELETE_RETRY_SECONDS))
+        directory = self._state_directory()
+        try:
+            os.unlink(os.path.join(directory, "state.json"))
+            os.rmdir(directory)
+        except OSError:
+            pass
+
+    def _delete_group(self, pauses: Iterator[float]) -> None:
+        if self._host.deleting.get(self._cgroup.path) is not self:
+            return  # another container has it by now
+        self._kill_rest()
+        pause = None if self._cgroup.delete() else next(pauses, None)
+        if pause is None:
+            del self._host.deleting[self._cgroup.path]
+        else:
+            self._host.loop.later(pause, lambda: self._delete_group(pauses))

@@ -1,0 +1,462 @@
+"""The launch child: forked by the monitor, becomes a container's process by execve.
+
+`start` makes a new container, `enter` starts one more process in a running one. Both end in
+`process.execute`, or send (stage, errno, text) to the monitor and exit. The steps and their order are
+runc's and crun's (see there), on top of descriptors instead of paths.
+
+Nothing may be imported here after the fork: once inside, an import would run the image's files
+(CVE-2019-14271).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from guest_agent.kernel import syscalls as s
+from guest_agent.kernel.overlay import open_overlay
+from guest_agent.kernel.paths import O_PATH, RootFd
+
+from . import cgroups, console, process, users
+from .capabilities import mask
+from .devices import add_device
+from .mounts import CgroupView, Mount, Rootfs, open_binds, open_dev
+from .process import SYNC_FD
+from .stage import StageError, in_init
+
+if TYPE_CHECKING:
+    from _socket import socket
+
+_NAMESPACES = {
+    "mount": s.CLONE_NEWNS,
+    "uts": s.CLONE_NEWUTS,
+    "ipc": s.CLONE_NEWIPC,
+    "pid": s.CLONE_NEWPID,
+    "network": s.CLONE_NEWNET,
+    "cgroup": s.CLONE_NEWCGROUP,
+    "user": s.CLONE_NEWUSER,
+}
+_ALL_BUT_USER = (
+    s.CLONE_NEWNS | s.CLONE_NEWUTS | s.CLONE_NEWIPC | s.CLONE_NEWPID | s.CLONE_NEWNET | s.CLONE_NEWCGROUP
+)
+_EINVAL, _SIGKILL = 22, 9
+EXIT_FAILED = 125
+"""The exit status of a launch child that could not become its process."""
+
+_KERNEL_SYSCTLS = frozenset(
+    f"kernel.{name}"
+    for name in (
+        "msgmax",
+        "msgmnb",
+        "msgmni",
+        "sem",
+        "shmall",
+        "shmmax",
+        "shmmni",
+        "shm_rmid_forced",
+    )
+)
+
+
+class Job:
+    """What the monitor hands to a launch child, by fork: descriptors and the decoded request."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.request = request
+        self.sync: socket
+        self.stdin = self.stdout = self.stderr = -1  # -1: none, or a terminal
+        self.seccomp = -1  # a memfd
+        self.seccomp_flags = 0
+        self.cgroup: cgroups.Cgroup | None = None
+        self.in_cgroup = False  # born there (CLONE_INTO_CGROUP)
+        self.pidfd = -1  # enter: the container's first process
+        self.staging = ""  # an empty directory of ours
+        self.oom_score_adj: int | None = None  # where the process asks for none
+        self.host_network = (0, 0)  # device and inode of the host's network namespace
+
+    def descriptors(self) -> list[int]:
+        """What must stay open for now."""
+        mine = (self.sync.fileno(), self.stdin, self.stdout, self.stderr, self.seccomp, self.pidfd)
+        return [fd for fd in mine if fd >= 0]
+
+
+def namespaces(config: dict[str, Any]) -> tuple[int, dict[int, str]]:
+    """The CLONE_NEW* flags of the namespaces to make, and the paths of those to join by flag."""
+    new, join = 0, {}
+    for entry in config.get("linux", {}).get("namespaces") or ():
+        flag = _NAMESPACES.get(entry["type"])
+        if flag is None:
+            raise StageError("namespaces", _EINVAL, f"namespace {entry['type']!r} is not supported")
+        if entry.get("path"):
+            join[flag] = entry["path"]
+        else:
+            new |= flag
+    return new, join
+
+
+def clone_flags(config: dict[str, Any]) -> int:
+    """What the monitor's clone3 makes at once. The cgroup namespace comes later, when the child is in its
+    group.
+    """
+    new, join = namespaces(config)
+    if s.CLONE_NEWPID in join or s.CLONE_NEWUSER in join or new & s.CLONE_NEWUSER:
+        return 0  # a second child will be cloned, by the first
+    return new & ~s.CLONE_NEWCGROUP
+
+
+def run(job: Job, body: Any) -> NoReturn:
+    """The child's whole life after the fork."""
+    try:
+        gc.disable()
+        sys.meta_path.clear()  # from here on nothing can be imported, whatever a path leads to
+        sys.path.clear()
+        process.reset_signals()
+        s.prctl(s.PR_SET_PDEATHSIG, _SIGKILL)
+        _close_others(job.descriptors())
+        os.umask(0)
+        body(job)
+    except StageError as e:
+        _report(job, e)
+    except BaseException as e:
+        text = f"error during container init: {type(e).__name__}: {e}"
+        _report(job, StageError("launch", getattr(e, "errno", None) or 0, text))
+    os._exit(EXIT_FAILED)
+
+
+def _report(job: Job, error: StageError) -> None:
+    message = json.dumps({"stage": error.stage, "errno": error.errno, "text": error.text}).encode()
+    try:
+        os.write(job.sync.fileno() if job.sync.fileno() >= 0 else SYNC_FD, message[:60000])
+    except OSError:
+        pass
+
+
+def _close_others(keep: list[int]) -> None:
+    """Closes all descriptors but the streams and `keep`: other containers' pipes, clients, the monitor's
+    own.
+    """
+    first = 3
+    for fd in sorted(set(keep)):
+        if fd > first:
+            s.close_range(first, fd - 1)
+        first = max(first, fd + 1)
+    s.close_range(first)
+
+
+def start(job: Job) -> None:
+    """Makes the container and becomes its first process."""
+    config = job.request["config"]
+    linux = config.get("linux", {})
+    new, join = namespaces(config)
+    if not new & s.CLONE_NEWNS or s.CLONE_NEWUSER in join or new & s.CLONE_NEWUSER:
+        text = "error during container init: it takes a new mount namespace and no user namespace"
+        raise StageError("namespaces", _EINVAL, text)
+    _join_cgroup(job)
+    _set_oom_score_adj(job, config["process"])
+    _new_session_keyring()
+    profile = config["process"].get("apparmorProfile")
+    if profile:
+        _confine(profile)
+    _join_namespaces(join)
+    if not clone_flags(config):
+        _continue_in_child(job, new & ~s.CLONE_NEWCGROUP)
+    if new & s.CLONE_NEWCGROUP:
+        s.unshare(s.CLONE_NEWCGROUP)
+    _name_host(config, new)
+    _set_sysctls(job, linux.get("sysctl") or {}, new, join)
+
+    rootfs = _furnish(job, config, bool(new & s.CLONE_NEWCGROUP))
+    spec = config["process"]
+    identity = _identity(rootfs.root, spec)
+    if spec.get("createCwd"):
+        _make_cwd(rootfs.root, spec)
+    tty = job.request["stdio"]["tty"]
+    slave = _open_console(job, rootfs.root, rootfs.devpts) if tty else -1
+    if tty:
+        console.mount_console(rootfs.root, slave)
+    null = -1 if tty or job.stdin >= 0 else console.open_null(rootfs.root)
+    rootfs.finish(bool(config.get("root", {}).get("readonly")))
+    rootfs.pivot(linux.get("rootfsPropagation") or "")
+    _become(job, spec, identity, slave, null)
+
+
+def enter(job: Job) -> None:
+    """Joins a running container and becomes one more process of it."""
+    spec = job.request["process"]
+    _join_cgroup(job)
+    _set_oom_score_adj(job, spec)
+    _new_session_keyring()
+    if spec.get("apparmorProfile"):
+        _confine(spec["apparmorProfile"])
+    try:
+        s.setns(job.pidfd, _ALL_BUT_USER)
+    except OSError as e:
+        raise in_init("namespaces", "error joining the container's namespaces: setns", e) from e
+    with RootFd.at("/") as root:
+        identity = _identity(root, spec)
+        if spec.get("createCwd"):
+            _make_cwd(root, spec)
+        slave = null = -1
+        if job.request["stdio"]["tty"]:
+            devpts = console.open_devpts(root)
+            slave = _open_console(job, root, devpts)
+        elif job.stdin < 0:
+            null = console.open_null(root)
+    # Only the child of this one is seen by the container's processes, with all that is secret closed.
+    _continue_in_child(job, 0)
+    _become(job, spec, identity, slave, null)
+
+
+def _join_cgroup(job: Job) -> None:
+    if job.cgroup is None or job.in_cgroup:
+        return
+    try:
+        job.cgroup.join()
+    except OSError as e:
+        raise in_init("cgroup", f"unable to apply cgroup configuration: {e.filename}", e) from e
+
+
+def _set_oom_score_adj(job: Job, spec: dict[str, Any]) -> None:
+    value = spec.get("oomScoreAdj")
+    value = job.oom_score_adj if value is None else value
+    if value is not None:
+        process.set_oom_score_adj(value)
+
+
+def _new_session_keyring() -> None:
+    try:
+        s.keyctl_join_session_keyring()
+    except OSError as e:
+        if e.errno != 38:  # ENOSYS: a kernel without keyrings has none to leak
+            raise in_init("keyring", "unable to join session keyring", e) from e
+
+
+def _join_namespaces(join: dict[int, str]) -> None:
+    opened = []
+    for flag, path in join.items():
+        try:
+            opened.append((flag, path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)))
+        except OSError as e:
+            raise in_init("namespaces", f"error joining namespace {path}: open", e) from e
+    for flag, path, fd in opened:
+        try:
+            s.setns(fd, flag)
+        except OSError as e:
+            raise in_init("namespaces", f"error joining namespace {path}: setns", e) from e
+        os.close(fd)
+
+
+def _continue_in_child(job: Job, flags: int) -> None:
+    """Forks once more, into the joined pid namespace; the child, the monitor's own, goes on and this one
+    exits.
+    """
+    try:
+        # Not os.fork: with CLONE_PARENT the child is the monitor's, which so is the one to reap it.
+        pid, _ = s.clone3(s.CLONE_PARENT | flags)
+    except OSError as e:
+        raise in_init("clone", "unable to clone", e) from e
+    if pid:
+        os.write(job.sync.fileno(), b"p%d" % pid)
+        os._exit(0)
+    s.prctl(s.PR_SET_PDEATHSIG, _SIGKILL)
+
+
+def _confine(profile: str) -> None:
+    """Sets the AppArmor profile that the coming execve changes to; needs the host's /proc."""
+    for path in ("/proc/self/attr/apparmor/exec", "/proc/self/attr/exec"):
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            os.write(fd, f"exec {profile}".encode())
+            return
+        except OSError as e:
+            raise in_init("apparmor", f"unable to apply apparmor profile {profile}", e) from e
+        finally:
+            os.close(fd)
+    text = f"error during container init: unable to apply apparmor profile {profile}: AppArmor is not enabled"
+    raise StageError("apparmor", _EINVAL, text)
+
+
+def _name_host(config: dict[str, Any], new: int) -> None:
+    for key, call in (("hostname", s.sethostname), ("domainname", s.setdomainname)):
+        if not config.get(key):
+            continue
+        if not new & s.CLONE_NEWUTS:
+            text = f"error during container init: unable to set {key} without a private UTS namespace"
+            raise StageError("hostname", _EINVAL, text)
+        try:
+            call(config[key])
+        except OSError as e:
+            raise in_init("hostname", f"set{key}", e) from e
+
+
+def _set_sysctls(job: Job, sysctls: dict[str, str], new: int, join: dict[int, str]) -> None:
+    """Writes each below the host's /proc/sys, where the kernel takes the caller's namespaces; nothing else
+    is there yet.
+    """
+    for key, value in sysctls.items():
+        if not _is_namespaced(job, key, new, join):
+            text = f'error during container init: sysctl "{key}" is not in a separate kernel namespace'
+            raise StageError("sysctl", _EINVAL, text)
+        path = f"/proc/sys/{key.replace('.', '/')}"
+        doing = "open"
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            doing = "write"
+            try:
+                os.write(fd, str(value).encode())
+            finally:
+                os.close(fd)
+        except OSError as e:
+            raise in_init("sysctl", f"{doing} {path}", e) from e
+
+
+def _is_namespaced(job: Job, key: str, new: int, join: dict[int, str]) -> bool:
+    """Whether a sysctl is the container's own, as runc's validator has it; all others are the host's."""
+    private = new | sum(join)
+    if "/" in key or ".." in key:
+        return False
+    if key in _KERNEL_SYSCTLS or key.startswith("fs.mqueue."):
+        return bool(private & s.CLONE_NEWIPC)
+    if key.startswith("net."):
+        return bool(private & s.CLONE_NEWNET) and not _is_host_network(job, join.get(s.CLONE_NEWNET, ""))
+    if key in ("kernel.domainname", "kernel.hostname"):
+        return bool(private & s.CLONE_NEWUTS)
+    return key.startswith("user.") and bool(private & s.CLONE_NEWUSER)
+
+
+def _is_host_network(job: Job, path: str) -> bool:
+    if not path:
+        return False
+    status = os.stat(path)
+    return (status.st_dev, status.st_ino) == job.host_network
+
+
+def _furnish(job: Job, config: dict[str, Any], own_cgroup_namespace: bool) -> Rootfs:
+    """Builds the container's file system tree, short of pivoting into it."""
+    linux = config.get("linux", {})
+    mounts = [Mount(entry) for entry in config.get("mounts") or ()]
+    open_binds(mounts)
+    init = _open_init(config) if config["process"].get("init") else -1
+    try:
+        s.mount("", "/", flags=s.MS_REC | s.MS_SLAVE)
+        tree = _open_root(job)
+        rootfs = Rootfs(tree, job.staging)
+    except OSError as e:
+        raise in_init("rootfs", "error preparing rootfs", e) from e
+    has_dev = open_dev(mounts, (0, 0))
+    view = CgroupView(job.cgroup.path if job.cgroup else "/", cgroups.hierarchies(), own_cgroup_namespace)
+    for mount in mounts:
+        rootfs.mount(mount, view)
+    if init >= 0:
+        _mount_init(rootfs, init, config)
+    devices = linux.get("devices") or ()
+    if has_dev:
+        for device in devices:
+            add_device(rootfs.root, device, (0, 0))
+    rootfs.make_read_only(linux.get("readonlyPaths") or [])
+    null = os.open("/dev/null", O_PATH)
+    status = os.fstat(null)
+    if status.st_rdev != os.makedev(1, 3):
+        text = "error during container init: /dev/null of the host is not the null device"
+        raise StageError("mask", _EINVAL, text)
+    rootfs.mask(linux.get("maskedPaths") or [], null)
+    os.close(null)
+    return rootfs
+
+
+def _open_root(job: Job) -> int:
+    """The detached mount of the root file system."""
+    root = job.request["rootfs"]
+    if isinstance(root, str):
+        tree = s.open_tree(s.AT_FDCWD, root, s.OPEN_TREE_CLONE | s.AT_RECURSIVE)
+        s.mount_setattr(tree, "", s.AT_EMPTY_PATH | s.AT_RECURSIVE, propagation=s.MS_PRIVATE)
+        return tree
+    return open_overlay(root["lower"], root["upper"], root["work"], job.staging)
+
+
+_INIT_PATH = "/sbin/docker-init"
+_INIT_BINARY = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+    "bin",
+    "init-" + {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
+)
+
+
+def _open_init(config: dict[str, Any]) -> int:
+    try:
+        return s.open_tree(s.AT_FDCWD, _INIT_BINARY, s.OPEN_TREE_CLONE)
+    except OSError as e:
+        raise in_init("init", f"open {_INIT_BINARY}", e) from e
+
+
+def _mount_init(rootfs: Rootfs, tree: int, config: dict[str, Any]) -> None:
+    """Puts Wherry's init before the program, where Docker has it."""
+    try:
+        s.mount_setattr(tree, "", s.AT_EMPTY_PATH, attr_set=s.MOUNT_ATTR_RDONLY, propagation=s.MS_PRIVATE)
+        target = rootfs.root.touch(_INIT_PATH, 0o755)
+        s.move_mount(tree, "", target, "", s.MOVE_MOUNT_F_EMPTY_PATH | s.MOVE_MOUNT_T_EMPTY_PATH)
+    except OSError as e:
+        raise in_init("init", f"mounting {_INIT_PATH}", e) from e
+    os.close(target)
+    os.close(tree)
+    config["process"]["args"] = [_INIT_PATH, "--", *(config["process"].get("args") or [])]
+
+
+def _identity(root: RootFd, spec: dict[str, Any]) -> users.Identity:
+    user = spec.get("user") or {}
+    if "name" in user:
+        return users.resolve(root, user["name"], [str(group) for group in user.get("groups") or ()])
+    uid, gid = user.get("uid", 0), user.get("gid", 0)
+    return users.Identity(uid, gid, list(user.get("additionalGids") or ()), users.home_of(root, uid))
+
+
+def _make_cwd(root: RootFd, spec: dict[str, Any]) -> None:
+    cwd = spec.get("cwd") or "/"
+    try:
+        os.close(root.mkdirs(cwd))
+    except OSError as e:
+        raise in_init("cwd", f"mkdir {cwd}", e) from e
+
+
+def _open_console(job: Job, root: RootFd, devpts: int) -> int:
+    """Opens a terminal, hands the master to the monitor and returns the slave."""
+    if devpts < 0:
+        text = "error during container init: a terminal needs a devpts mount at /dev/pts"
+        raise StageError("console", _EINVAL, text)
+    master, slave = console.open_pair(devpts)
+    rows, columns = job.request["stdio"]["size"]
+    if rows and columns:
+        console.set_size(slave, rows, columns)
+    os.close(devpts)
+    _send_fd(job.sync, master)
+    os.close(master)
+    return slave
+
+
+def _send_fd(sync: socket, fd: int) -> None:
+    sync.sendmsg([b"m"], [(1, 1, fd.to_bytes(4, sys.byteorder))])  # SOL_SOCKET, SCM_RIGHTS
+
+
+def _become(job: Job, spec: dict[str, Any], identity: users.Identity, slave: int, null: int) -> NoReturn:
+    """Puts the streams in place and ends in execve."""
+    os.setsid()
+    seccomp = process.Filter()
+    if job.seccomp >= 0:
+        seccomp = process.Filter(os.pread(job.seccomp, 1 << 20, 0), job.seccomp_flags)
+    # Above the streams and the place of the socket, so that no dup2 overwrites what another needs.
+    if slave >= 0:
+        console.take(slave)
+    else:
+        for fd, source in enumerate((job.stdin if job.stdin >= 0 else null, job.stdout, job.stderr)):
+            os.dup2(source, fd, inheritable=True)
+    os.dup2(job.sync.fileno(), SYNC_FD, inheritable=False)
+    job.sync.detach()
+    spec["capabilities"] = {name: mask(value) for name, value in (spec.get("capabilities") or {}).items()}
+    process.execute(spec, identity, seccomp)
+    raise AssertionError("execute returned")
