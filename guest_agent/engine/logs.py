@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote_plus
 
 import msgspec
@@ -58,7 +58,7 @@ async def read(
     path: str,
     selection: Selection,
     watches: Watches | None = None,
-    ended: asyncio.Future[object] | None = None,
+    ended: asyncio.Future[Any] | None = None,
 ) -> AsyncIterator[bytes]:
     """The selected part of the log at `path`, in pieces ready to send.
 
@@ -92,7 +92,7 @@ async def read(
                 return
 
 
-async def _wait(changed: asyncio.Event, ended: asyncio.Future[object], until: int | None) -> None:
+async def _wait(changed: asyncio.Event, ended: asyncio.Future[Any], until: int | None) -> None:
     waiter = asyncio.ensure_future(changed.wait())
     left = None if until is None else max(0.0, (until - time.time_ns()) / 1e9)
     try:

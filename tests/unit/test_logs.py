@@ -112,7 +112,7 @@ def test_damaged_entries_are_left_out(log: Path) -> None:
     assert read(log).endswith(b"a\nb\n")
 
 
-@given(st.lists(st.tuples(st.integers(0, 70_000), st.booleans()), max_size=12), st.integers(0, 15))
+@given(st.lists(st.tuples(st.integers(1, 70_000), st.booleans()), max_size=12), st.integers(0, 15))
 def test_tail_is_the_end_of_the_whole(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[int, bool]], tail: int
 ) -> None:
