@@ -6,11 +6,15 @@ asyncio's default pool is small and shared; a pull that takes minutes must not t
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+_PIECE = 256 * 1024  # bytes that go from a thread to the loop at once
+_PIECES = 4  # how many of them may wait
 
 
 def in_thread(work: Callable[[], T], name: str) -> Awaitable[T]:
@@ -56,6 +60,74 @@ def blocking_reader(pieces: AsyncIterator[bytes]) -> Callable[[int], bytes]:
         return asyncio.run_coroutine_threadsafe(piece(), loop).result()
 
     return read
+
+
+class Piped(Generic[T]):
+    """What a thread produces for the event loop: one value first, then bytes, with back-pressure.
+
+    `run` starts the work (see `in_thread`) and returns when it has ended; the work calls `announce` and
+    `write`.
+    """
+
+    def __init__(self, run: Callable[[Piped[T]], Awaitable[None]]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(_PIECES)
+        self._head: asyncio.Future[T] = self._loop.create_future()
+        self._pending = bytearray()
+        self._closed = False
+        self._task = asyncio.ensure_future(run(self))
+        self._task.add_done_callback(self._ended)
+
+    def announce(self, value: T) -> None:
+        """Gives the value. Called by the work."""
+        self._loop.call_soon_threadsafe(self._announced, value)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Gives bytes, waiting while the reader is behind. BrokenPipeError when it has gone."""
+        self._pending += data
+        if len(self._pending) >= _PIECE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Gives what was held back to make pieces of a good size; called at the end of the work."""
+        if self._closed:
+            raise BrokenPipeError(errno.EPIPE, "the reader has gone")
+        if self._pending:
+            piece, self._pending = bytes(self._pending), bytearray()
+            asyncio.run_coroutine_threadsafe(self._queue.put(piece), self._loop).result()
+
+    async def head(self) -> T:
+        """The value, or what the work raised before it had one."""
+        return await self._head
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The bytes; at the end raises what the work raised. Leaving early ends the work."""
+        try:
+            while not (self._task.done() and self._queue.empty()):
+                taking = asyncio.ensure_future(self._queue.get())
+                await asyncio.wait((taking, self._task), return_when=asyncio.FIRST_COMPLETED)
+                if taking.done():
+                    yield taking.result()
+                else:
+                    taking.cancel()
+            await self._task
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """No more is read."""
+        self._closed = True
+        while not self._queue.empty():  # lets a waiting writer see it
+            self._queue.get_nowait()
+
+    def _announced(self, value: T) -> None:
+        if not self._head.done():
+            self._head.set_result(value)
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if not self._head.done():
+            self._head.set_exception(error or RuntimeError("ended without a result"))
 
 
 Message = dict[str, Any]

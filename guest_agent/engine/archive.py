@@ -1,0 +1,311 @@
+"""Files into and out of containers: `docker cp` and `docker export`.
+
+Paths are the container's: they are resolved in its tree by the kernel, whatever links are there. A container
+that runs may do with its files what it likes meanwhile; one that does not is kept from starting until it is
+done.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from guest_agent.engine.background import Piped, blocking_reader, in_thread
+from guest_agent.engine.state import rfc3339
+from guest_agent.errors import Conflict, Forbidden, InternalError, InvalidParameter, NotFound
+from guest_agent.images import tar
+from guest_agent.images.decompress import Decompressed
+from guest_agent.images.extract import Extractor, clean
+from guest_agent.images.tar import TarReader, TarWriter
+from guest_agent.images.tree import TreeWriter
+from guest_agent.kernel.paths import O_PATH, RootFd
+from guest_agent.runtime import users
+from guest_agent.runtime.stage import StageError
+from guest_agent.runtime.view import Part, with_view
+
+from .container_events import publish
+
+if TYPE_CHECKING:
+    from .container import Container
+    from .container_config import MountPoint
+    from .engine import Engine
+
+PathStat = dict[str, Any]  # name, size, mode (Go's os.FileMode), mtime, linkTarget
+
+_MAX_LINKS = 255
+_PERMISSIONS = 0o777
+# Go's os.FileMode bits.
+_GO_TYPES = {
+    stat.S_IFDIR: 1 << 31,
+    stat.S_IFLNK: 1 << 27,
+    stat.S_IFBLK: 1 << 26,
+    stat.S_IFCHR: 1 << 26 | 1 << 21,
+    stat.S_IFIFO: 1 << 25,
+    stat.S_IFSOCK: 1 << 24,
+}
+_GO_BITS = ((stat.S_ISUID, 1 << 23), (stat.S_ISGID, 1 << 22), (stat.S_ISVTX, 1 << 20))
+
+T = TypeVar("T")
+
+
+async def path_stat(engine: Engine, container: Container, path: str, called: str) -> PathStat:
+    """What is at a path.
+
+    `called` is how the client calls the container. Raises NotFound, InvalidParameter.
+    """
+    wanted = absolute(path)
+    return await _look(engine, container, lambda root: _stat(root, wanted, path, called))
+
+
+async def get(
+    engine: Engine, container: Container, path: str, called: str
+) -> tuple[PathStat, AsyncGenerator[bytes, None]]:
+    """What is at a path, and a tar archive of it. Raises NotFound, InvalidParameter."""
+    wanted = absolute(path)
+
+    def work(root: RootFd, output: Piped[PathStat]) -> None:
+        output.announce(_stat(root, wanted, path, called))
+        fd = root.open(wanted, O_PATH | os.O_NOFOLLOW)
+        try:
+            _write_tree(fd, base(wanted), True, output)
+        finally:
+            os.close(fd)
+
+    output: Piped[PathStat] = Piped(
+        lambda output: _look(engine, container, lambda root: work(root, output)),
+    )
+    found = await output.head()
+    publish(engine, container, "archive-path")
+    return found, output.pieces()
+
+
+async def export(engine: Engine, container: Container) -> AsyncGenerator[bytes, None]:
+    """A tar archive of the container's root file system, without volumes."""
+
+    def work(root: RootFd, output: Piped[None]) -> None:
+        output.announce(None)
+        _write_tree(root.fd, "", False, output)
+
+    output: Piped[None] = Piped(
+        lambda output: _look(engine, container, lambda root: work(root, output), volumes=False),
+    )
+    await output.head()
+    publish(engine, container, "export")
+    return output.pieces()
+
+
+async def put(
+    engine: Engine,
+    container: Container,
+    path: str,
+    called: str,
+    body: AsyncIterator[bytes],
+    keep_kinds: bool = False,
+    as_user: bool = False,
+) -> None:
+    """Extracts a tar archive (plain, gzip, bzip2, xz or zstd) into a directory of the container.
+
+    `keep_kinds` refuses to put a directory in the place of something else, and the reverse. `as_user` gives
+    what is extracted to the container's user. Raises NotFound, InvalidParameter, Forbidden (read-only).
+    """
+    wanted = absolute(path)
+    _check_writable(container, wanted)
+    read = blocking_reader(body)
+
+    def work(root: RootFd) -> None:
+        _check_directory(root, wanted, path, called)
+        owner = _user(root, container.config.user) if as_user and container.config.user else None
+        _extract(root, wanted, TarReader(Decompressed(read).read), keep_kinds, owner)
+
+    await _look(engine, container, work)
+    publish(engine, container, "extract-to-dir")
+
+
+def absolute(path: str) -> str:
+    """A path from the container's top: cleaned as text, but for a `/` or `/.` at its end, which mean
+    something.
+
+    Raises InvalidParameter for an empty one (moby's PreserveTrailingDotOrSeparator).
+    """
+    if not path:
+        raise InvalidParameter("bad parameter: path cannot be empty")
+    cleaned = posixpath.normpath("/" + path.lstrip("/"))
+    if posixpath.basename(path) == ".":
+        return cleaned.rstrip("/") + "/."
+    if path.endswith("/") and cleaned != "/":
+        return cleaned + "/"
+    return cleaned
+
+
+def base(path: str) -> str:
+    """The last component of an `absolute` path, "/" for the top (Go's filepath.Base)."""
+    return posixpath.basename(path.rstrip("/")) or "/"
+
+
+async def _look(
+    engine: Engine, container: Container, function: Callable[[RootFd], T], volumes: bool = True
+) -> T:
+    """Calls `function` in a thread with the container's tree."""
+    await container.lock.acquire()
+    locked = True
+    try:
+        if container.removing or container.state.dead:
+            raise Conflict(f"container {container.id} is dead or marked for removal")
+        if container.pid:
+            # It lends its root; its state may change while we work.
+            container.lock.release()
+            locked = False
+            root: Any = container.pid
+        else:
+            root = engine.images.overlay(container.id)
+        mounted: list[str] = []
+        try:
+            parts = await _parts(engine, container, mounted) if volumes else []
+            scratch = engine.roots.run_path("view")
+            os.makedirs(scratch, 0o700, exist_ok=True)
+            return await in_thread(lambda: with_view(root, parts, scratch, function), "archive")
+        finally:
+            for name in mounted:
+                await engine.volumes.unmount(name, container.id)
+    except OSError as error:
+        raise InternalError(f"cannot read the files of container {container.id}: {error.strerror or error}")
+    finally:
+        if locked:
+            container.lock.release()
+
+
+async def _parts(engine: Engine, container: Container, mounted: list[str]) -> list[Part]:
+    """What is mounted in the container. Volumes that had to be mounted for this are added to `mounted`."""
+    parts = []
+    for point in container.record.mounts:
+        source = point.source
+        if point.type == "volume":
+            source = engine.volumes.path(point.name)
+            if not container.pid:
+                await engine.volumes.mount(point.name, container.id)
+                mounted.append(point.name)
+        elif point.type != "bind":
+            source = ""
+            if not container.pid:
+                continue  # a tmpfs is there only while the container runs
+        parts.append(Part(point.destination, source, not point.rw))
+    if container.pid:
+        parts += [Part(target, "") for target in container.host_config.tmpfs or ()]
+    else:
+        files = engine.roots.data_path("containers", container.id)
+        parts += [Part(f"/etc/{name}", f"{files}/{name}") for name in ("hosts", "hostname", "resolv.conf")]
+    return parts
+
+
+def _stat(root: RootFd, wanted: str, path: str, called: str) -> PathStat:
+    try:
+        details = root.stat(wanted, follow=False)
+        target = _final_target(root, wanted) if stat.S_ISLNK(details.st_mode) else ""
+    except OSError as error:
+        raise _explain(error, path, called)
+    return {
+        "name": base(wanted),
+        "size": details.st_size,
+        "mode": go_mode(details.st_mode),
+        "mtime": rfc3339(details.st_mtime_ns),
+        "linkTarget": target,
+    }
+
+
+def go_mode(mode: int) -> int:
+    """A file's mode in the bits of Go's os.FileMode."""
+    bits = sum(theirs for ours, theirs in _GO_BITS if mode & ours)
+    return (mode & _PERMISSIONS) | _GO_TYPES.get(stat.S_IFMT(mode), 0) | bits
+
+
+def _final_target(root: RootFd, path: str) -> str:
+    """Where a symbolic link ends, as far as there is something, as a path from the top."""
+    done = ""
+    left = [part for part in path.split("/") if part not in ("", ".")][::-1]
+    links = 0
+    while left:
+        part = left.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            done = posixpath.dirname(done).rstrip("/")
+            continue
+        try:
+            link = root.readlink(f"{done}/{part}")
+        except OSError:  # no link, or nothing at all
+            done = f"{done}/{part}"
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        if link.startswith("/"):
+            done = ""
+        left += link.split("/")[::-1]
+    return done or "/"
+
+
+def _explain(error: OSError, path: str, called: str) -> Exception:
+    if error.errno == errno.ENOENT:
+        return NotFound(f"Could not find the file {path} in container {called}")
+    return InvalidParameter(f"lstat {path}: {(error.strerror or str(error)).lower()}")
+
+
+def _write_tree(fd: int, name: str, top_entry: bool, output: Piped[Any]) -> None:
+    writer = TarWriter(output.write)
+    TreeWriter(writer).add(fd, name, top_entry)
+    writer.close()
+    output.flush()
+
+
+def _check_writable(container: Container, wanted: str) -> None:
+    """Raises Forbidden for a path on a read-only mount or root file system."""
+    inside = [point for point in container.record.mounts if _is_below(wanted, point)]
+    if inside:
+        if not max(inside, key=lambda point: len(point.destination)).rw:
+            raise Forbidden("mounted volume is marked read-only")
+    elif container.host_config.readonly_rootfs:
+        raise Forbidden("container rootfs is marked read-only")
+
+
+def _is_below(path: str, point: MountPoint) -> bool:
+    return f"{path.rstrip('/')}/".startswith(f"{point.destination.rstrip('/')}/")
+
+
+def _check_directory(root: RootFd, wanted: str, path: str, called: str) -> None:
+    try:
+        os.close(root.open(wanted, O_PATH | os.O_DIRECTORY))
+    except NotADirectoryError:
+        raise InvalidParameter("extraction point is not a directory")
+    except OSError as error:
+        raise _explain(error, path, called)
+
+
+def _user(root: RootFd, name: str) -> tuple[int, int]:
+    """Ids of a user by the container's own files. Raises InvalidParameter."""
+    try:
+        identity = users.resolve(root, name, [])
+    except StageError as error:
+        raise InvalidParameter(str(error))
+    return identity.uid, identity.gid
+
+
+def _extract(
+    root: RootFd, directory: str, reader: TarReader, keep_kinds: bool, owner: tuple[int, int] | None
+) -> None:
+    """Extracts below `directory`, links on the way meaning what they mean in the container."""
+    prefix = directory.strip("/").removesuffix("/.")
+    prefix = "" if prefix in ("", ".") else prefix + "/"
+    with Extractor(root, owner=owner, keep_kinds=keep_kinds) as extractor:
+        for entry in reader:
+            name = clean(entry.name)
+            if not name:
+                continue  # the directory itself keeps its owner and mode (CVE-2021-41089)
+            entry.name = prefix + name
+            if entry.type == tar.LINK:
+                entry.linkname = prefix + clean(entry.linkname)
+            extractor.add(entry, reader)
+        extractor.finish()

@@ -1,0 +1,135 @@
+"""Writing a directory tree as a tar stream, whatever somebody else does to the tree meanwhile.
+
+Every directory is opened from the top without following links, every file by the descriptor that was looked
+at. What vanishes on the way is left out; a file that shrinks is filled up with zeros.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from guest_agent.images import tar
+from guest_agent.images.tar import Entry, TarWriter
+from guest_agent.kernel.paths import O_PATH, open_in_root, reopen
+from guest_agent.kernel.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
+
+_PIECE = 1024 * 1024
+_INSIDE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
+_TYPES = {
+    stat.S_IFREG: tar.REGULAR,
+    stat.S_IFDIR: tar.DIRECTORY,
+    stat.S_IFLNK: tar.SYMLINK,
+    stat.S_IFCHR: tar.CHAR,
+    stat.S_IFBLK: tar.BLOCK_DEVICE,
+    stat.S_IFIFO: tar.FIFO,
+}
+
+
+class TreeWriter:
+    """Writes trees to one archive; a second name of a file becomes a hard link to the first."""
+
+    def __init__(self, writer: TarWriter) -> None:
+        self._writer = writer
+        self._first_names: dict[tuple[int, int], str] = {}
+
+    def add(self, top: int, name: str, top_entry: bool = True) -> None:
+        """Writes what the O_PATH descriptor `top` stands for, and all below it, under `name`.
+
+        `name` is what the names begin with, "" for none; without `top_entry` the top directory itself is left
+        out. Sockets are left out, as dockerd does. Raises OSError.
+        """
+        details = os.fstat(top)
+        if not stat.S_ISDIR(details.st_mode):
+            self._entry(top, details, name)
+            return
+        if top_entry:
+            self._entry(top, details, name)
+        prefix = name if not name or name.endswith("/") else name + "/"
+        waiting = ["."]
+        while waiting:
+            path = waiting.pop()
+            try:
+                directory = open_in_root(top, path, os.O_RDONLY | os.O_DIRECTORY, resolve=_INSIDE)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            try:
+                below = self._directory(directory, "" if path == "." else path + "/", prefix)
+            finally:
+                os.close(directory)
+            waiting += reversed(below)
+
+    def _directory(self, directory: int, path: str, prefix: str) -> list[str]:
+        """Writes the entries of one directory; the paths of the directories among them."""
+        below = []
+        for name in sorted(os.listdir(directory)):
+            try:
+                fd = os.open(name, O_PATH | os.O_NOFOLLOW, dir_fd=directory)
+            except FileNotFoundError:
+                continue
+            try:
+                details = os.fstat(fd)
+                self._entry(fd, details, prefix + path + name)
+            finally:
+                os.close(fd)
+            if stat.S_ISDIR(details.st_mode):
+                below.append(path + name)
+        return below
+
+    def _entry(self, fd: int, details: os.stat_result, name: str) -> None:
+        kind = _TYPES.get(stat.S_IFMT(details.st_mode))
+        if kind is None:
+            return
+        entry = Entry(
+            name,
+            kind,
+            stat.S_IMODE(details.st_mode),
+            details.st_uid,
+            details.st_gid,
+            mtime=details.st_mtime_ns,
+        )
+        if kind != tar.DIRECTORY and details.st_nlink > 1:
+            first = self._first_names.setdefault((details.st_dev, details.st_ino), name)
+            if first != name:
+                entry.type, entry.linkname = tar.LINK, first
+                self._writer.add(entry)
+                return
+        if kind == tar.REGULAR:
+            file = reopen(fd, os.O_RDONLY)
+            try:
+                entry.size = details.st_size
+                entry.xattrs = _attributes(file)
+                self._writer.add(entry, _content(file, details.st_size))
+            finally:
+                os.close(file)
+            return
+        if kind == tar.SYMLINK:
+            entry.linkname = os.readlink("", dir_fd=fd)
+        elif kind in (tar.CHAR, tar.BLOCK_DEVICE):
+            entry.major, entry.minor = os.major(details.st_rdev), os.minor(details.st_rdev)
+        elif kind == tar.DIRECTORY:
+            entry.xattrs = _attributes(f"/proc/self/fd/{fd}")
+        self._writer.add(entry)
+
+
+def _attributes(file: int | str) -> dict[str, bytes]:
+    """The extended attributes that an archive carries: file capabilities and the user's own."""
+    try:
+        names = os.listxattr(file)
+        return {
+            name: os.getxattr(file, name)
+            for name in names
+            if name == "security.capability"
+            or (name.startswith("user.") and not name.startswith("user.overlay."))
+        }
+    except OSError:  # a file system without them, or removed meanwhile
+        return {}
+
+
+def _content(file: int, size: int) -> Iterator[bytes]:
+    left = size
+    while left:
+        piece = os.read(file, min(left, _PIECE)) or bytes(min(left, _PIECE))
+        left -= len(piece)
+        yield piece

@@ -1,0 +1,84 @@
+"""Mount namespaces of one thread: work on mounts that nobody else sees, gone when the work is done."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from guest_agent.kernel.syscalls import (
+    AT_FDCWD,
+    CLONE_NEWNS,
+    MS_PRIVATE,
+    MS_REC,
+    OPEN_TREE_CLONE,
+    mount,
+    open_tree,
+    setns,
+    unshare,
+)
+
+CLONE_FS = 0x200
+
+T = TypeVar("T")
+
+
+def in_private_namespace(function: Callable[[], T], prepare: Callable[[], None] | None = None) -> T:
+    """Calls `function` in a thread with its own copy of the mounts, cut off from the host's propagation.
+
+    `prepare` runs in that thread before, still among the host's mounts. A thread of its own, since a thread
+    that left the process's namespace must never run anything else. Mounts that `function` leaves end with the
+    thread unless a descriptor holds them. Raises what the functions raise.
+    """
+
+    def work() -> T:
+        if prepare is not None:
+            prepare()
+        unshare(CLONE_NEWNS)
+        mount("", "/", "", MS_REC | MS_PRIVATE)
+        return function()
+
+    return _in_thread(work)
+
+
+def clone_root_of(namespace: str, collect: Callable[[int], None]) -> None:
+    """Calls `collect` with the root mount of another mount namespace, cloned (without what is mounted below).
+
+    `namespace` is a path such as /proc/PID/ns/mnt. The descriptor becomes `collect`'s; it is called while the
+    calling thread is in that namespace, so that it can clone more. For use in `prepare`: the calling thread
+    is back in its namespace afterwards but shares its directories with no other thread any more. Raises
+    OSError.
+    """
+    unshare(CLONE_FS)  # setns(2) refuses threads that share their root and working directory
+    home = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        there = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(there, CLONE_NEWNS)
+        finally:
+            os.close(there)
+        try:
+            collect(open_tree(AT_FDCWD, "/", OPEN_TREE_CLONE))
+        finally:
+            setns(home, CLONE_NEWNS)
+    finally:
+        os.close(home)
+
+
+def _in_thread(work: Callable[[], T]) -> T:
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="mountns", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

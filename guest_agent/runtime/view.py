@@ -1,0 +1,124 @@
+"""A container's files as the container sees them, for `cp`, `export` and `commit`, whether it runs or not.
+
+The root file system and the volumes are put together in a mount namespace of the working thread: nothing is
+mounted on the host, and nothing of the container's /proc, /sys or /dev is reachable. A container that runs
+lends a clone of its root mount, so that both see the same files at once; of one that does not, overlay is
+mounted, and nobody may start it meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from guest_agent.kernel.mountns import clone_root_of, in_private_namespace
+from guest_agent.kernel.overlay import open_overlay
+from guest_agent.kernel.paths import O_PATH, RootFd
+from guest_agent.kernel.syscalls import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_RECURSIVE,
+    MNT_DETACH,
+    MOUNT_ATTR_RDONLY,
+    MOVE_MOUNT_F_EMPTY_PATH,
+    MOVE_MOUNT_T_EMPTY_PATH,
+    OPEN_TREE_CLONE,
+    mount_setattr,
+    move_mount,
+    open_tree,
+    umount2,
+)
+from guest_agent.runtime.types import Overlay
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something mounted in a container: a host path, or "" for what the running container has there."""
+
+    destination: str
+    source: str
+    read_only: bool = False
+
+
+def with_view(root: Overlay | int, parts: Sequence[Part], scratch: str, function: Callable[[RootFd], T]) -> T:
+    """Calls `function` with the container's tree, in a thread of its own; blocks until it is done.
+
+    `root`: the overlay of a container that does not run, or the process id of one that does. `scratch` is an
+    empty directory of ours. A part whose source or place is not there is left out. Raises OSError, or what
+    `function` raises.
+    """
+    ordered = sorted(parts, key=lambda part: part.destination.count("/"))
+    trees: list[tuple[int, Part]] = []
+    opened: list[int] = []
+
+    def own(fd: int) -> int:
+        opened.append(fd)
+        return fd
+
+    def collect(root_tree: int) -> None:
+        """In the namespace of the running container."""
+        own(root_tree)
+        with RootFd.at("/") as top:
+            for part in ordered:
+                if not part.source:
+                    fd = _or_none(partial(top.open, part.destination, O_PATH))
+                    if fd is not None:
+                        own(fd)
+                        trees.append((own(open_tree(fd, "", AT_EMPTY_PATH | OPEN_TREE_CLONE)), part))
+
+    def prepare() -> None:
+        if isinstance(root, int):
+            clone_root_of(f"/proc/{root}/ns/mnt", collect)
+        else:
+            own(open_overlay(list(root.lower), root.upper, root.work, scratch))
+        for part in ordered:
+            if part.source:
+                fd = _or_none(partial(open_tree, AT_FDCWD, part.source, OPEN_TREE_CLONE | AT_RECURSIVE))
+                if fd is not None:
+                    trees.append((own(fd), part))
+
+    def work() -> T:
+        move_mount(opened[0], "", AT_FDCWD, scratch, MOVE_MOUNT_F_EMPTY_PATH)
+        try:
+            with RootFd.at(scratch) as top:
+                for tree, part in sorted(trees, key=lambda each: each[1].destination.count("/")):
+                    _mount(top, tree, part)
+                return function(top)
+        finally:
+            for fd in opened:
+                os.close(fd)
+            opened.clear()
+            # Not left to the end of the thread: when this returns, overlay has let go of the upper directory.
+            umount2(scratch, MNT_DETACH)
+
+    try:
+        return in_private_namespace(work, prepare)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _mount(top: RootFd, tree: int, part: Part) -> None:
+    if part.read_only:
+        mount_setattr(tree, "", AT_EMPTY_PATH | AT_RECURSIVE, attr_set=MOUNT_ATTR_RDONLY)
+    make = top.mkdirs if stat.S_ISDIR(os.fstat(tree).st_mode) else top.touch
+    target = _or_none(partial(make, part.destination))
+    if target is None:
+        return
+    try:
+        move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+    finally:
+        os.close(target)
+
+
+def _or_none(open: Callable[[], int]) -> int | None:
+    try:
+        return open()
+    except OSError:
+        return None
