@@ -83,6 +83,15 @@ def ensure(bridge: Bridge) -> int:
         return index
 
 
+def addresses(name: str) -> list[Interface]:
+    """The addresses of a link; none when it does not exist."""
+    with Netlink() as kernel:
+        link = netlink.get_link(kernel, name)
+        if link is None:
+            return []
+        return [address for index, address in netlink.get_addresses(kernel) if index == link.index]
+
+
 def remove(name: str) -> None:
     """Delete a bridge; nothing happens when it is gone."""
     with Netlink() as kernel:
@@ -143,8 +152,8 @@ def configure(wire: Wire) -> None:
         kernel.batch(messages)
 
 
-def set_default_routes(namespace: int, interface: str, gateways: tuple[Address, ...]) -> None:
-    """Replace the default routes of a namespace; none when `gateways` is empty."""
+def set_default_routes(namespace: int, routes: list[tuple[str, Address]]) -> None:
+    """Replace the default routes of a namespace by these: (interface, gateway)."""
 
     def change(_: int) -> None:
         with Netlink() as kernel:
@@ -153,9 +162,9 @@ def set_default_routes(namespace: int, interface: str, gateways: tuple[Address, 
                 [netlink.delete_default_route(family) for family in families],
                 (errno.ESRCH, errno.ENETUNREACH, errno.EAFNOSUPPORT),
             )
-            link = netlink.get_link(kernel, interface) if gateways else None
-            if link is not None:
-                kernel.batch([netlink.add_default_route(gateway, link.index) for gateway in gateways])
+            for interface, gateway in routes:
+                if (link := netlink.get_link(kernel, interface)) is not None:
+                    kernel.batch([netlink.add_default_route(gateway, link.index)])
 
     netns.enter(namespace, change)
 

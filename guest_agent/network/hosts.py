@@ -65,10 +65,9 @@ def extra_host(entry: str, host_gateway: str) -> Record:
         )
 
 
-def remove_records(text: str, records: list[Record]) -> str:
-    """A hosts file without the entries that are exactly these; what the user wrote stays."""
-    gone = {f"{address}\t{names}" for address, names in records}
-    return "".join(line + "\n" for line in text.splitlines() if line and line not in gone)
+def without_names(text: str, names: str) -> str:
+    """A hosts file without the entries for exactly these names; what the user wrote stays."""
+    return "".join(line + "\n" for line in text.splitlines() if line.partition("\t")[2] != names)
 
 
 def write(directory: str, hosts_text: str, hostname: str, resolv: ResolvConf) -> None:

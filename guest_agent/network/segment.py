@@ -19,13 +19,16 @@ OPTION_MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
 OPTION_HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
 OPTION_DEFAULT = "com.docker.network.bridge.default_bridge"
 OPTION_MTU = "com.docker.network.driver.mtu"
+DEFAULT_MTU = 1500
+# Where dockerd keeps its option default-gateway, too.
+AUX_GATEWAY = "DefaultGatewayIPv4"
 OPTION_INTERFACE_PREFIX = "com.docker.network.container_iface_prefix"
 
 
 class Segment:
     """One bridge network and its address pools."""
 
-    def __init__(self, network: Network, default_mtu: int) -> None:
+    def __init__(self, network: Network) -> None:
         options = network.options
         self.network = network
         self.masquerade = flag(options, OPTION_MASQUERADE, True)
@@ -46,12 +49,12 @@ class Segment:
             gateway = ipaddress.ip_address(config.gateway)
             pool.take(gateway)
             self._pools.append(pool)
-            self._gateways.append(gateway)
+            self._gateways.append(ipaddress.ip_address(config.aux_addresses.get(AUX_GATEWAY, gateway)))
             addresses.append(ipaddress.ip_interface(f"{gateway}/{subnet.prefixlen}"))
         self.bridge = Bridge(
             name=options.get(OPTION_NAME) or f"br-{network.id[:12]}",
             addresses=tuple(addresses),
-            mtu=int(options.get(OPTION_MTU) or default_mtu),
+            mtu=int(options.get(OPTION_MTU) or DEFAULT_MTU),
             icc=flag(options, OPTION_ICC, True),
             internal=network.internal,
         )
@@ -66,6 +69,10 @@ class Segment:
     def subnets(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
         """The network's subnets."""
         return [pool.subnet for pool in self._pools]
+
+    def contains(self, address: str) -> bool:
+        """Whether an address is in one of the subnets."""
+        return any(ipaddress.ip_address(address) in subnet for subnet in self.subnets)
 
     def gateways(self) -> tuple[Address, ...]:
         """The addresses containers reach the outside by; none for an internal network."""
@@ -201,7 +208,8 @@ def flag(options: dict[str, str], name: str, default: bool) -> bool:
     if value in ("0", "f", "F", "false", "FALSE", "False"):
         return False
     raise InvalidParameter(
-        f"driver-opt {name!r} is not a valid bool", f"{value!r} is neither true nor false."
+        f'failed to parse {name} value: {value} (strconv.ParseBool: parsing "{value}": invalid syntax)',
+        "Write true or false.",
     )
 
 
@@ -221,6 +229,6 @@ def default_network(
             OPTION_MASQUERADE: "true" if config.ip_masq else "false",
             OPTION_HOST_BINDING: config.ip,
             OPTION_NAME: bridge,
-            OPTION_MTU: str(config.mtu),
+            OPTION_MTU: str(config.mtu or DEFAULT_MTU),
         },
     )

@@ -22,8 +22,12 @@ DEFAULT_POOLS: tuple[tuple[str, int], ...] = (
 class NetworkConfig:
     """The engine's network options, named and meant as dockerd's."""
 
+    bridge: str = ""  # bridge of the default network; empty: our own, "none": no default network
     bip: str = ""  # address and prefix of the default bridge; empty: chosen from the pools
-    mtu: int = 1500
+    fixed_cidr: str = ""  # the part of the default bridge's subnet that addresses are given out of
+    default_gateway: str = ""  # containers' gateway there; empty: the bridge's address
+    ip_forward: bool = True
+    mtu: int = 0  # of the default bridge; 0: 1500
     icc: bool = True
     ip_masq: bool = True
     ip: str = "0.0.0.0"  # default host address of published ports; 0.0.0.0 also means [::]
@@ -245,17 +249,39 @@ class IpamConfig:
     ip_range: str = ""
     gateway: str = ""
     aux_addresses: dict[str, str] = field(default_factory=dict)
+    gateway_chosen: bool = False  # by us, for a subnet that was asked for: not shown, as dockerd does
 
     def to_docker(self) -> dict[str, Any]:
         """Docker's IPAMConfig, without what was not given."""
         value: dict[str, Any] = {"Subnet": self.subnet}
         if self.ip_range:
             value["IPRange"] = self.ip_range
-        if self.gateway:
+        if self.gateway and not self.gateway_chosen:
             value["Gateway"] = self.gateway
         if self.aux_addresses:
             value["AuxiliaryAddresses"] = dict(self.aux_addresses)
         return value
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """What a request to create a network asks for, in the words of Docker's API."""
+
+    name: str
+    driver: str = "bridge"
+    internal: bool = False
+    attachable: bool = False
+    enable_ipv4: bool = True
+    enable_ipv6: bool = False
+    ipam_driver: str = "default"
+    ipam_options: dict[str, str] | None = None
+    ipam: tuple[IpamConfig, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    scope: str = ""
+    ingress: bool = False
+    config_only: bool = False
+    config_from: str = ""
 
 
 @dataclass(slots=True)

@@ -382,8 +382,7 @@ def test_next_agent_takes_over(engine: Engine) -> None:
     for fd in old._namespaces.values():  # what the kernel does with a dead agent
         os.close(fd)
     old._namespaces.clear()
-    old._bare.close()
-    old._connected.close()
+    old._connector.close()
     assert ask("127.0.0.1", 18087)[1] == b"hello"
     assert ask("::1", 18087)[1] == b"hello"
     engine.manager = engine.new_manager([SandboxState(kept.container_id, server.pid)])

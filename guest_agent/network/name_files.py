@@ -1,0 +1,67 @@
+"""Writes a container's hosts, hostname and resolv.conf at its start, and keeps hosts right while it runs."""
+
+from __future__ import annotations
+
+import os
+
+from guest_agent.network import hosts, resolvconf
+from guest_agent.network.types import Endpoint, NetworkConfig, Sandbox, SandboxRequest
+
+
+class NameFiles:
+    """The name files of all containers."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self._config = config
+
+    def write(
+        self, request: SandboxRequest, sandbox: Sandbox, host_gateway: str, others: dict[str, Sandbox]
+    ) -> None:
+        """Write the three files into the directory the request names; `others`: sandboxes links may mean.
+
+        Raises InvalidParameter for a bad extra host, OSError.
+        """
+        records = [hosts.extra_host(entry, host_gateway) for entry in request.extra_hosts]
+        for link in request.links:
+            if (other := others.get(link.container_id)) is not None:
+                address = next((item.ipv4_address for item in other.endpoints.values()), "")
+                if address:
+                    records.append((address, " ".join(link.names)))
+        on_host = "host" in sandbox.endpoints
+        records += _own_records(request, sandbox)
+        text = hosts.of_host() if on_host and not request.extra_hosts else hosts.render(records)
+        hosts.write(request.files, text, request.hostname, self.resolver(request, sandbox))
+
+    def resolver(self, request: SandboxRequest, sandbox: Sandbox) -> resolvconf.ResolvConf:
+        """The container's resolv.conf."""
+        resolv = resolvconf.load()
+        resolv.override(
+            request.dns or self._config.dns,
+            request.dns_search or self._config.dns_search,
+            request.dns_options or self._config.dns_opts,
+        )
+        if "host" not in sandbox.endpoints:
+            resolv.for_plain_network(ipv6=any(item.ipv6_address for item in sandbox.endpoints.values()))
+        return resolv
+
+    def update(self, request: SandboxRequest, sandbox: Sandbox) -> None:
+        """Replace the container's own entries in its hosts file; what a user wrote there stays."""
+        path = os.path.join(request.files, "hosts")
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                text = file.read()
+        except FileNotFoundError:
+            return
+        names = hosts.own_names(request.hostname, request.domainname)
+        kept = hosts.without_names(text, names)
+        added = "".join(f"{address}\t{names}\n" for address, names in _own_records(request, sandbox))
+        hosts.rewrite_in_place(path, kept + added)
+
+
+def _own_records(request: SandboxRequest, sandbox: Sandbox) -> list[hosts.Record]:
+    names = hosts.own_names(request.hostname, request.domainname)
+    return [(address, names) for item in sandbox.endpoints.values() for address in _addresses(item)]
+
+
+def _addresses(endpoint: Endpoint) -> list[str]:
+    return [address for address in (endpoint.ipv4_address, endpoint.ipv6_address) if address]
