@@ -160,7 +160,7 @@ def set_default_routes(namespace: int, routes: list[tuple[str, Address]]) -> Non
             families = (netlink.AF_INET, netlink.AF_INET6)
             kernel.batch(
                 [netlink.delete_default_route(family) for family in families],
-                (errno.ESRCH, errno.ENETUNREACH, errno.EAFNOSUPPORT),
+                (errno.ENOENT, errno.ESRCH, errno.ENETUNREACH, errno.EAFNOSUPPORT),
             )
             for interface, gateway in routes:
                 if (link := netlink.get_link(kernel, interface)) is not None:

@@ -90,8 +90,8 @@ class Connector:
                 errors.append("network-scoped aliases are only supported for user-defined networks")
         segment = self._definitions.segments.get(network.id)
         for text in (config.ipv4_address, config.ipv6_address):
-            if text and segment is not None and not segment.contains(text):
-                errors.append(f"no configured subnet or ip-range contain the IP address {text}")
+            if text and segment is not None:
+                errors += segment.objections(text)
         if errors:
             raise InvalidParameter(
                 f"invalid config for network {network.name}: invalid endpoint settings:\n{join(errors)}",

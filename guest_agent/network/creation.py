@@ -209,7 +209,7 @@ def _with_gateway(config: IpamConfig) -> IpamConfig:
 
 
 def _chosen(subnet: Subnet) -> IpamConfig:
-    return IpamConfig(subnet=str(subnet), gateway=str(subnet.network_address + 1))
+    return IpamConfig(subnet=str(subnet), gateway=str(subnet.network_address + 1), subnet_chosen=True)
 
 
 def _unique_local(network_id: str) -> Subnet:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from guest_agent.kernel import nftables as nft
@@ -24,6 +24,7 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 
 # Maps of published ports by IP version: for one host address, and for every one.
 _ONE = {4: "published4", 6: "published6"}
+_LOOPBACK6 = ipaddress.IPv6Address("::1").packed
 _ANY = {4: "published4-any", 6: "published6-any"}
 
 
@@ -65,15 +66,19 @@ class Firewall:
         self._table = table
 
     def rebuild(
-        self, networks: Iterable[Filtered], redirects: Iterable[Redirect], uplinks: Iterable[str] = ()
+        self,
+        networks: Iterable[Filtered],
+        redirects: Iterable[Redirect],
+        uplinks: Mapping[int, list[str]] = {},
     ) -> None:
-        """Replace the whole table. Between `uplinks` nothing is forwarded. Raises NetlinkError."""
+        """Replace the whole table. Between `uplinks` (by IP version) nothing is
+        forwarded. Raises NetlinkError."""
         batch = self._batch()
         batch.add_table()
         batch.delete_table()
         batch.add_table()
         networks = list(networks)
-        _add_sets(batch, networks, list(uplinks))
+        _add_sets(batch, networks, uplinks)
         for network in networks:
             _add_into(batch, network)
         _add_forward(batch, networks)
@@ -121,12 +126,13 @@ class Firewall:
         return Batch(nft.NFPROTO_INET, self._table)
 
 
-def _add_sets(batch: Batch, networks: list[Filtered], uplinks: list[str]) -> None:
+def _add_sets(batch: Batch, networks: list[Filtered], uplinks: Mapping[int, list[str]]) -> None:
     batch.add_set("bridges", [nft.TYPE_IFNAME])
     batch.add_elements("bridges", [nft.interface(network.bridge) for network in networks])
-    batch.add_set("uplinks", [nft.TYPE_IFNAME])
-    if uplinks:
-        batch.add_elements("uplinks", [nft.interface(name) for name in uplinks])
+    for version in (4, 6):
+        batch.add_set(f"uplinks{version}", [nft.TYPE_IFNAME])
+        if names := uplinks.get(version):
+            batch.add_elements(f"uplinks{version}", [nft.interface(name) for name in names])
     batch.add_verdict_map("into", [nft.TYPE_IFNAME])
     for version, kind in ((4, nft.TYPE_IPV4), (6, nft.TYPE_IPV6)):
         data = [kind, nft.TYPE_SERVICE]
@@ -165,13 +171,15 @@ def _add_forward(batch: Batch, networks: list[Filtered]) -> None:
             nft.verdict(nft.DROP),
             comment="other engines' networks",
         )
-    batch.add_rule(
-        "forward",
-        nft.meta(nft.META_IIFNAME) + nft.lookup("uplinks"),
-        nft.meta(nft.META_OIFNAME) + nft.lookup("uplinks"),
-        nft.verdict(nft.DROP),
-        comment="the host was no router before",
-    )
+    for version, matches in ((4, nft.is_ipv4()), (6, nft.is_ipv6())):
+        batch.add_rule(
+            "forward",
+            matches,
+            nft.meta(nft.META_IIFNAME) + nft.lookup(f"uplinks{version}"),
+            nft.meta(nft.META_OIFNAME) + nft.lookup(f"uplinks{version}"),
+            nft.verdict(nft.DROP),
+            comment="the host was no router before",
+        )
 
 
 def _add_raw(batch: Batch) -> None:
@@ -216,7 +224,10 @@ def _add_nat(batch: Batch, networks: list[Filtered]) -> None:
     batch.add_rule("prerouting", nft.is_ipv4(), not_loopback, to_host, jump)
     batch.add_rule("prerouting", nft.is_ipv6(), to_host, jump)
     batch.add_chain("output", "nat", nft.HOOK_OUTPUT, nft.PRIORITY_DSTNAT)
-    batch.add_rule("output", to_host, jump)
+    batch.add_rule("output", nft.is_ipv4(), to_host, jump)
+    # ::1 cannot be the source of packets that leave the host: connections to it are the proxy's.
+    not_loopback6 = nft.payload(nft.PAYLOAD_NETWORK, 24, 16) + nft.compare(_LOOPBACK6, equal=False)
+    batch.add_rule("output", nft.is_ipv6(), not_loopback6, to_host, jump)
     batch.add_chain("postrouting", "nat", nft.HOOK_POSTROUTING, nft.PRIORITY_SRCNAT)
     from_loopback = nft.is_ipv4() + nft.payload(nft.PAYLOAD_NETWORK, 12, 1) + nft.compare(b"\x7f")
     to_bridge = nft.meta(nft.META_OIFNAME) + nft.lookup("bridges")

@@ -11,6 +11,11 @@ from guest_agent.network.bridge import set_sysctl
 from guest_agent.network.hosts import write_file
 from guest_agent.roots import Roots
 
+SWITCHES = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+
+# Links by IP version (4, 6).
+Uplinks = dict[int, list[str]]
+
 
 class Forwarding:
     """Remembers, in `RUN/forwarding.json`, the links between which the host did not forward before us."""
@@ -18,21 +23,45 @@ class Forwarding:
     def __init__(self, roots: Roots) -> None:
         self._roots = roots
 
-    def enable(self) -> list[str]:
-        """Turn forwarding on. Returns the links that nothing may be forwarded between. Blocking."""
-        with open("/proc/sys/net/ipv4/ip_forward") as file:
-            on = file.read().strip() == "1"
-        if on:
-            return self._remembered()
-        with Netlink() as kernel:
-            uplinks = [link.name for link in netlink.get_links(kernel) if link.name != "lo"]
-        write_file(self._roots.run, "forwarding.json", json.dumps(uplinks))
-        set_sysctl("ipv4/ip_forward", "1")
+    def enable(self, ipv6: bool, ours: list[str]) -> Uplinks:
+        """Turn forwarding on, for IPv6 only if asked. Blocking.
+
+        Returns the links between which nothing may be forwarded: those that were there, but for our bridges.
+        """
+        uplinks = self._remembered()
+        off = [version for version in ((4, 6) if ipv6 else (4,)) if _read(SWITCHES[version]) == "0"]
+        if off:
+            with Netlink() as kernel:
+                links = netlink.get_links(kernel)
+            names = [link.name for link in links if link.name not in ("lo", *ours)]
+            uplinks.update(dict.fromkeys(off, names))
+            write_file(self._roots.run, "forwarding.json", json.dumps(uplinks))
+            if 6 in off:
+                _keep_listening(names)
+            for version in off:
+                set_sysctl(SWITCHES[version], "1")
         return uplinks
 
-    def _remembered(self) -> list[str]:
+    def _remembered(self) -> Uplinks:
         try:
             with open(os.path.join(self._roots.run, "forwarding.json")) as file:
-                return [str(name) for name in json.load(file)]
-        except (OSError, ValueError):
-            return []
+                return {
+                    int(version): [str(name) for name in names] for version, names in json.load(file).items()
+                }
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
+
+
+def _keep_listening(names: list[str]) -> None:
+    """A forwarding host ignores router advertisements unless it is told 2: let it keep its own routes."""
+    for name in names:
+        if _read(f"ipv6/conf/{name}/accept_ra") == "1":
+            set_sysctl(f"ipv6/conf/{name}/accept_ra", "2")
+
+
+def _read(name: str) -> str:
+    try:
+        with open(f"/proc/sys/net/{name}") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from guest_agent.errors import Conflict, EngineError, Forbidden, InternalError, InvalidParameter, NotFound
+from guest_agent.errors import Conflict, EngineError, Forbidden, InternalError, NotFound
 from guest_agent.network import coexist, naming
 from guest_agent.network.bridge import Wire
 from guest_agent.network.connector import Connector, Membership, outward
 from guest_agent.network.definitions import Definitions, new_id
 from guest_agent.network.firewall import Firewall
-from guest_agent.network.forwarding import Forwarding
+from guest_agent.network.forwarding import Forwarding, Uplinks
 from guest_agent.network.name_files import NameFiles
 from guest_agent.network.pool import background_worker
 from guest_agent.network.publisher import Publisher, PublishError
@@ -52,7 +52,7 @@ class NetworkManager:
         self._firewall = Firewall(self._table)
         self._publisher = Publisher(roots, self._firewall, self._run)
         self._forwarding = Forwarding(roots)
-        self._uplinks: list[str] = []
+        self._uplinks: Uplinks = {}
 
     async def start(self, containers: Iterable[SandboxState]) -> None:
         """Set up bridges and firewall; take over the containers that run; remove what others left."""
@@ -64,8 +64,6 @@ class NetworkManager:
             self._files.delete(container_id)
         for container_id, record in adopted.items():
             self._adopt(record, running[container_id])
-        if self._config.ip_forward:
-            self._uplinks = await self._run(self._forwarding.enable)
         await self._rebuild_firewall()
         found = {key: outward(record.sandbox) for key, record in self._records.items()}
         await self._publisher.restore({key: item for key, item in found.items() if item is not None})
@@ -270,14 +268,14 @@ class NetworkManager:
     async def connect(self, network: Network, container_id: str, config: EndpointConfig) -> Endpoint:
         """Connect a running container to one more network.
 
-        Raises Forbidden with dockerd's text when it is on it, or when host or none exclude that.
+        Raises Forbidden with dockerd's text when it is on it, InvalidParameter for what the network cannot
+        do. That host and none exclude other networks is the caller's to see to.
         """
         async with self._changes:
             record = self._record(container_id)
             sandbox, request = record.sandbox, record.request
             if network.name in sandbox.endpoints:
                 raise Forbidden(f"endpoint with name {request.name} already exists in network {network.name}")
-            _check_exclusive(network, sandbox)
             self.check(network, config)
             fd = self._namespaces[container_id]
             before = outward(sandbox)
@@ -287,17 +285,12 @@ class NetworkManager:
             return endpoint
 
     async def disconnect(self, network: Network, container_id: str) -> Endpoint:
-        """Take a running container off a network. Raises Forbidden with dockerd's text if it is not on it."""
+        """Take a running container off a network. Raises InternalError if it is not on it."""
         async with self._changes:
             record = self._record(container_id)
             endpoint = record.sandbox.endpoints.get(network.name)
             if endpoint is None:
-                raise Forbidden(f"container {container_id} is not connected to network {network.name}")
-            if network.driver == "host":
-                raise Forbidden(
-                    "container cannot be disconnected from host network or connected to host network",
-                    "Create the container anew with another --network.",
-                )
+                raise InternalError(f"container {container_id} is not connected to network {network.name}")
             before = outward(record.sandbox)
             if endpoint.host_interface:
                 await self._connector.drop(self._namespaces[container_id], record.sandbox, endpoint)
@@ -324,6 +317,10 @@ class NetworkManager:
 
     async def _rebuild_firewall(self) -> None:
         networks = [segment.filtered() for segment in self._definitions.segments.values()]
+        if self._config.ip_forward:
+            ipv6 = any(subnet.version == 6 for network in networks for subnet in network.subnets)
+            ours = [network.bridge for network in networks]
+            self._uplinks = await self._run(self._forwarding.enable, ipv6, ours)
         await self._run(self._firewall.rebuild, networks, self._publisher.redirects(), self._uplinks)
         await self._run(coexist.accept, self._table, [network.bridge for network in networks])
 
@@ -337,19 +334,3 @@ def _dns_names(request: SandboxRequest, network: Network, config: EndpointConfig
         return ()
     names = (request.name, *config.aliases, request.container_id[:12], request.hostname)
     return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _check_exclusive(network: Network, sandbox: Sandbox) -> None:
-    joined = {endpoint.network for endpoint in sandbox.endpoints.values()}
-    if network.driver == "host" or "host" in joined:
-        raise InvalidParameter(
-            "cannot connect container to host network - container must be created in host network mode"
-            if network.driver == "host"
-            else "container sharing network namespace with another container or host cannot be connected "
-            "to any other network"
-        )
-    if network.driver == "null" or "none" in joined:
-        raise InvalidParameter(
-            "container cannot be connected to multiple networks with one of the networks in private (none) "
-            "mode"
-        )

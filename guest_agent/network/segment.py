@@ -70,9 +70,20 @@ class Segment:
         """The network's subnets."""
         return [pool.subnet for pool in self._pools]
 
-    def contains(self, address: str) -> bool:
-        """Whether an address is in one of the subnets."""
-        return any(ipaddress.ip_address(address) in subnet for subnet in self.subnets)
+    def objections(self, text: str) -> list[str]:
+        """Why a container cannot ask for that address, in dockerd's words; empty when it can."""
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            return [f"invalid IP address: {text}"]
+        if not any(address in subnet for subnet in self.subnets):
+            return [f"no configured subnet or ip-range contain the IP address {text}"]
+        if not self.network.predefined and all(config.subnet_chosen for config in self.network.ipam):
+            return [
+                "user specified IP address is supported only when connecting to networks with user "
+                "configured subnets"
+            ]
+        return []
 
     def gateways(self) -> tuple[Address, ...]:
         """The addresses containers reach the outside by; none for an internal network."""

@@ -250,6 +250,7 @@ class IpamConfig:
     gateway: str = ""
     aux_addresses: dict[str, str] = field(default_factory=dict)
     gateway_chosen: bool = False  # by us, for a subnet that was asked for: not shown, as dockerd does
+    subnet_chosen: bool = False  # by us: containers cannot ask for an address of it
 
     def to_docker(self) -> dict[str, Any]:
         """Docker's IPAMConfig, without what was not given."""

@@ -3,150 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import select
-import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 
 from guest_agent.errors import InternalError
 from guest_agent.network import naming
-from guest_agent.network.manager import NetworkManager
-from guest_agent.network.types import (
-    EndpointConfig,
-    NetworkConfig,
-    PortBinding,
-    Sandbox,
-    SandboxRequest,
-    SandboxState,
-)
-from guest_agent.roots import Roots
+from guest_agent.network.types import EndpointConfig, PortBinding, Sandbox, SandboxState
+from tests.support.network import TCP_ECHO, UDP_ECHO, NetworkEngine, ask, end_proxy, output
 
 pytestmark = pytest.mark.root
 
-T = TypeVar("T")
-
-TCP_ECHO = """
-import socket, threading
-server = socket.create_server(("{address}", {port}), family=socket.{family})
-print("ready", flush=True)
-def serve(client, peer):
-    client.sendall(peer[0].encode() + b"\\n")
-    while data := client.recv(65536):
-        client.sendall(data)
-    client.close()
-while True:
-    threading.Thread(target=serve, args=server.accept(), daemon=True).start()
-"""
-
-UDP_ECHO = """
-import socket
-server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-server.bind(("0.0.0.0", {port}))
-print("ready", flush=True)
-while True:
-    data, peer = server.recvfrom(65536)
-    server.sendto(b"{name} " + data, peer)
-"""
-
-
-class Engine:
-    """A NetworkManager with roots of its own, and helpers to act inside its sandboxes."""
-
-    def __init__(self, base: Path) -> None:
-        self.roots = Roots(str(base / "data"), str(base / "run"))
-        self.base = base
-        for path in (self.roots.data, self.roots.run):
-            os.makedirs(path, exist_ok=True)
-        self.loop = asyncio.new_event_loop()
-        self.processes: list[subprocess.Popen[str]] = []
-        self.manager = self.new_manager()
-
-    def new_manager(self, running: list[SandboxState] | None = None, **config: Any) -> NetworkManager:
-        manager = NetworkManager(self.roots, NetworkConfig(**config))
-        self.run(manager.start(running or []))
-        return manager
-
-    def run(self, job: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(job)
-
-    def attach(self, name: str, **request: Any) -> Sandbox:
-        files = self.base / name
-        files.mkdir(exist_ok=True)
-        asked = SandboxRequest(name.ljust(64, "0"), name, f"host-{name}", str(files), **request)
-        return self.run(self.manager.attach(asked))
-
-    def release(self, sandbox: Sandbox) -> None:
-        self.run(self.manager.release(sandbox.container_id))
-
-    def inside(self, sandbox: Sandbox, *command: str) -> str:
-        done = subprocess.run(
-            ["nsenter", f"--net={sandbox.netns_path}", *command], capture_output=True, text=True, check=True
-        )
-        return done.stdout
-
-    def serve(self, sandbox: Sandbox, program: str, **values: Any) -> subprocess.Popen[str]:
-        code = program.format(**{"address": "0.0.0.0", "family": "AF_INET", **values})
-        command = ["nsenter", f"--net={sandbox.netns_path}", sys.executable, "-c", code]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self.processes.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        return process
-
-    def ask(self, sandbox: Sandbox, host: str, port: int) -> str:
-        """Connect from inside a sandbox; what the server saw as its peer, or "refused" or "timeout"."""
-        code = (
-            "import socket,sys\n"
-            "try: s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)\n"
-            "except TimeoutError: print('timeout')\n"
-            "except OSError: print('refused')\n"
-            "else: print(s.recv(100).decode().strip())\n"
-        )
-        return self.inside(sandbox, sys.executable, "-c", code, host, str(port)).strip()
-
-    def close(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
-            if process.stdout:
-                process.stdout.close()
-        for container_id in list(self.manager._records):
-            self.run(self.manager.release(container_id))
-        self.run(self.manager.close())
-        self.loop.close()
-        end_proxy(self.roots)
-
-
-def end_proxy(roots: Roots) -> None:
-    """End the port proxy of these roots now rather than after its linger."""
-    path = roots.run_path("proxy.sock")
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError, ValueError):
-            if Path(f"/proc/{int(name)}/cmdline").read_bytes().endswith(path.encode() + b"\0"):
-                proxy = os.pidfd_open(int(name))
-                signal.pidfd_send_signal(proxy, signal.SIGKILL)
-                select.select([proxy], [], [])
-                os.close(proxy)
-
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(tmp_path)
-    try:
+def engine(tmp_path: Path) -> Iterator[NetworkEngine]:
+    with NetworkEngine(tmp_path) as engine:
         yield engine
-    finally:
-        engine.close()
-        assert naming.bridge_name(engine.roots) not in os.listdir("/sys/class/net")
-        assert naming.table_name(engine.roots) not in output("nft", "list", "tables")
 
 
 @pytest.fixture
@@ -171,22 +48,6 @@ def neighbour() -> Iterator[str]:
         output("ip", "netns", "delete", name)
 
 
-def output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def ask(host: str, port: int, source: str = "", text: bytes = b"hello") -> tuple[str, bytes]:
-    """Connect from here: what the server saw as its peer, and the echo."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as client:
-        client.settimeout(5)
-        client.connect((host, port))
-        client.sendall(text)
-        client.shutdown(socket.SHUT_WR)
-        with client.makefile("rb") as stream:
-            return stream.readline().decode().strip(), stream.read()
-
-
 def from_neighbour(neighbour: str, host: str, port: int) -> str:
     code = (
         "import socket,sys\n"
@@ -206,7 +67,7 @@ def address(sandbox: Sandbox) -> str:
     return sandbox.endpoints["bridge"].ipv4_address
 
 
-def test_container_has_address_route_and_names(engine: Engine) -> None:
+def test_container_has_address_route_and_names(engine: NetworkEngine) -> None:
     sandbox = engine.attach("one", extra_hosts=("db:10.0.0.9", "gate:host-gateway"), dns=("192.0.2.53",))
     links = engine.inside(sandbox, "ip", "-o", "address")
     assert f"eth0    inet {address(sandbox)}/16" in links
@@ -221,7 +82,7 @@ def test_container_has_address_route_and_names(engine: Engine) -> None:
     assert "nameserver 192.0.2.53\n" in (engine.base / "one" / "resolv.conf").read_text()
 
 
-def test_none_has_loopback_only_and_host_has_no_namespace(engine: Engine) -> None:
+def test_none_has_loopback_only_and_host_has_no_namespace(engine: NetworkEngine) -> None:
     sandbox = engine.attach("none", network_mode="none")
     assert [line.split()[1] for line in engine.inside(sandbox, "ip", "-o", "link").splitlines()] == ["lo:"]
     assert sandbox.endpoints["none"].ipv4_address == ""
@@ -230,25 +91,22 @@ def test_none_has_loopback_only_and_host_has_no_namespace(engine: Engine) -> Non
     assert (engine.base / "host" / "hosts").read_text() == Path("/etc/hosts").read_text()
 
 
-def test_containers_reach_each_other_unless_icc_is_off(engine: Engine) -> None:
+def test_containers_reach_each_other_unless_icc_is_off(engine: NetworkEngine) -> None:
     one, two = engine.attach("one"), engine.attach("two")
     engine.serve(one, TCP_ECHO, port=80)
     assert engine.ask(two, address(one), 80) == address(two)
 
 
 def test_without_icc_containers_do_not_reach_each_other(tmp_path: Path) -> None:
-    engine = Engine(tmp_path)
-    try:
+    with NetworkEngine(tmp_path) as engine:
         engine.run(engine.manager.close())
         engine.manager = engine.new_manager(icc=False)
         one, two = engine.attach("one"), engine.attach("two")
         engine.serve(two, TCP_ECHO, port=80)
         assert engine.ask(one, address(two), 80) in ("timeout", "refused")
-    finally:
-        engine.close()
 
 
-def test_published_port_works_from_everywhere(engine: Engine, neighbour: str) -> None:
+def test_published_port_works_from_everywhere(engine: NetworkEngine, neighbour: str) -> None:
     sandbox = engine.attach("web", ports=(PortBinding(80, host_port=18080),))
     engine.serve(sandbox, TCP_ECHO, port=80)
     assert sandbox.ports == {
@@ -269,7 +127,7 @@ def test_published_port_works_from_everywhere(engine: Engine, neighbour: str) ->
         ask("127.0.0.1", 18080)
 
 
-def test_port_on_loopback_is_the_hosts_alone(engine: Engine, neighbour: str) -> None:
+def test_port_on_loopback_is_the_hosts_alone(engine: NetworkEngine, neighbour: str) -> None:
     """CVE-2025-54388: not by the host's other addresses, the container's, or 127.0.0.1 on the wire."""
     sandbox = engine.attach("web", ports=(PortBinding(80, host_ip="127.0.0.1", host_port=18081),))
     engine.serve(sandbox, TCP_ECHO, port=80)
@@ -285,7 +143,7 @@ def test_port_on_loopback_is_the_hosts_alone(engine: Engine, neighbour: str) -> 
     assert from_neighbour(neighbour, "127.0.0.1", 18081) in ("timeout", "refused")
 
 
-def test_containers_do_not_reach_the_hosts_loopback(engine: Engine) -> None:
+def test_containers_do_not_reach_the_hosts_loopback(engine: NetworkEngine) -> None:
     sandbox = engine.attach("web", ports=(PortBinding(80, host_port=18082),))
     with socket.create_server(("127.0.0.1", 18083)):
         for command in (
@@ -299,7 +157,7 @@ def test_containers_do_not_reach_the_hosts_loopback(engine: Engine) -> None:
         assert engine.ask(sandbox, "127.0.0.1", 18083) == "timeout"
 
 
-def test_taken_port_is_an_error_and_leaves_nothing(engine: Engine) -> None:
+def test_taken_port_is_an_error_and_leaves_nothing(engine: NetworkEngine) -> None:
     with socket.create_server(("0.0.0.0", 18084)):
         with pytest.raises(InternalError) as caught:
             engine.attach("web", ports=(PortBinding(81, host_port=18085), PortBinding(80, host_port=18084)))
@@ -320,7 +178,7 @@ def test_taken_port_is_an_error_and_leaves_nothing(engine: Engine) -> None:
     engine.attach("two", ports=(PortBinding(80, host_port=18084),))
 
 
-def test_ports_from_ranges_and_at_random(engine: Engine) -> None:
+def test_ports_from_ranges_and_at_random(engine: NetworkEngine) -> None:
     spans = (PortBinding(80, host_ip="127.0.0.1", host_port=18090, host_port_end=18092),)
     found = [engine.attach(f"r{number}", ports=spans).published[0].host_port for number in range(3)]
     assert found == [18090, 18091, 18092]
@@ -333,7 +191,7 @@ def test_ports_from_ranges_and_at_random(engine: Engine) -> None:
     assert all(32768 <= port <= 60999 for port in ports)
 
 
-def test_udp_follows_the_port_to_the_next_container(engine: Engine) -> None:
+def test_udp_follows_the_port_to_the_next_container(engine: NetworkEngine) -> None:
     first = engine.attach("first", ports=(PortBinding(53, "udp", host_port=18053),))
     engine.serve(first, UDP_ECHO, port=53, name="first")
     with (
@@ -354,7 +212,7 @@ def test_udp_follows_the_port_to_the_next_container(engine: Engine) -> None:
             assert each.recv(100) == b"second again"
 
 
-def test_half_close_passes_through_the_proxy(engine: Engine) -> None:
+def test_half_close_passes_through_the_proxy(engine: NetworkEngine) -> None:
     sandbox = engine.attach("web", ports=(PortBinding(80, host_ip="::1", host_port=18086),))
     engine.serve(sandbox, TCP_ECHO, port=80)
     text = os.urandom(3_000_000)
@@ -373,7 +231,7 @@ def test_half_close_passes_through_the_proxy(engine: Engine) -> None:
     assert received == text
 
 
-def test_next_agent_takes_over(engine: Engine) -> None:
+def test_next_agent_takes_over(engine: NetworkEngine) -> None:
     """As after kill -9 of the agent: ports go on working, the next manager adopts, what is stale goes."""
     kept = engine.attach("kept", ports=(PortBinding(80, host_port=18087),))
     server = engine.serve(kept, TCP_ECHO, port=80)
@@ -402,7 +260,7 @@ def test_next_agent_takes_over(engine: Engine) -> None:
         ask("127.0.0.1", 18087)
 
 
-def test_restarted_proxy_gets_its_ports_back(engine: Engine) -> None:
+def test_restarted_proxy_gets_its_ports_back(engine: NetworkEngine) -> None:
     kept = engine.attach("kept", ports=(PortBinding(80, host_port=18089),))
     server = engine.serve(kept, TCP_ECHO, port=80)
     end_proxy(engine.roots)
@@ -414,7 +272,7 @@ def test_restarted_proxy_gets_its_ports_back(engine: Engine) -> None:
     assert ask("::1", 18089)[1] == b"hello"
 
 
-def test_nothing_is_left_of_a_hundred_containers(engine: Engine) -> None:
+def test_nothing_is_left_of_a_hundred_containers(engine: NetworkEngine) -> None:
     bridge = naming.bridge_name(engine.roots)
     spent = []
     for number in range(100):
@@ -434,7 +292,7 @@ def test_nothing_is_left_of_a_hundred_containers(engine: Engine) -> None:
     assert int(address(engine.attach("last")).rsplit(".", 1)[1]) < 40
 
 
-def test_custom_mac_address(engine: Engine) -> None:
+def test_custom_mac_address(engine: NetworkEngine) -> None:
     sandbox = engine.attach("mac", endpoints={"bridge": EndpointConfig(mac_address="02:00:00:00:00:07")})
     assert "link/ether 02:00:00:00:00:07" in engine.inside(sandbox, "ip", "link", "show", "eth0")
     assert sandbox.endpoints["bridge"].mac_address == "02:00:00:00:00:07"
