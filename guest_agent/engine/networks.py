@@ -11,7 +11,6 @@ from guest_agent.errors import EngineError, InternalError, InvalidParameter
 from guest_agent.network.manager import NetworkManager
 from guest_agent.network.types import (
     DEFAULT_POOLS,
-    EndpointConfig,
     Network,
     NetworkConfig,
     NetworkSpec,
@@ -21,6 +20,7 @@ from guest_agent.network.types import (
 
 from .config import Config
 from .container_config import EndpointSettings, shared_container
+from .create import endpoint_config
 from .image_filters import until
 from .listing import Filters, has_labels
 
@@ -218,20 +218,6 @@ class Networks:
     def _tell(self, action: str, network: Network, **attributes: str) -> None:
         values = {**attributes, "name": network.name, "type": network.driver}
         self._engine.events.publish("network", action, network.id, values)
-
-
-def endpoint_config(settings: EndpointSettings) -> EndpointConfig:
-    """Endpoint settings as the network side takes them."""
-    ipam = settings.ipam_config
-    return EndpointConfig(
-        aliases=tuple(settings.aliases or ()),
-        links=tuple(settings.links or ()),
-        ipv4_address=ipam.ipv4_address if ipam else "",
-        ipv6_address=ipam.ipv6_address if ipam else "",
-        mac_address=settings.mac_address,
-        driver_opts=settings.driver_opts or {},
-        gw_priority=settings.gw_priority,
-    )
 
 
 def _found(pattern: str, text: str) -> bool:
