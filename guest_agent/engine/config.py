@@ -55,13 +55,17 @@ class Config:
     max_concurrent_downloads: int = _setting(3, "layers that a pull downloads at once")
     max_download_attempts: int = _setting(5, "attempts to download a layer")
 
+    bridge: str = _setting("", "bridge of the default network; none: no default network")
     bip: str = _setting("", "the bridge's address and network, such as 172.17.0.1/16")
+    fixed_cidr: str = _setting("", "part of the bridge's network that containers get addresses from")
+    default_gateway: str = _setting("", "containers' gateway on the default bridge")
     default_address_pools: list[dict[str, Any]] = _setting(
         [], "base=NETWORK,size=BITS: where new networks' addresses are cut from", "default-address-pool"
     )
     mtu: int = _setting(0, "MTU of the default bridge; 0: the system's")
     ip: str = _setting("0.0.0.0", "address that published ports are bound to by default")
     icc: bool = _setting(True, "containers on the default bridge may talk to each other")
+    ip_forward: bool = _setting(True, "turn on IP forwarding in the kernel")
     ip_masq: bool = _setting(True, "masquerade containers' addresses")
     host_gateway_ip: str = _setting("", "what host-gateway in --add-host stands for")
     dns: list[str] = _setting([], "name server of containers")
@@ -83,11 +87,11 @@ class Config:
 # Keys that dockerd 28 knows and this engine does not honour.
 UNSUPPORTED = frozenset(
     """
-    allow-direct-routing api-cors-header authorization-plugins bip6 bridge bridge-accept-fwmark cdi-spec-dirs
+    allow-direct-routing api-cors-header authorization-plugins bip6 bridge-accept-fwmark cdi-spec-dirs
     cluster-advertise cluster-store cluster-store-opts containerd containerd-namespace
-    containerd-plugin-namespace cpu-rt-period cpu-rt-runtime default-gateway default-gateway-v6
+    containerd-plugin-namespace cpu-rt-period cpu-rt-runtime default-gateway-v6
     default-network-opts default-runtime dns-search6 exec-opts experimental features firewall-backend
-    fixed-cidr fixed-cidr-v6 host-gateway-ips http-proxy https-proxy init-path ip-forward ip6tables iptables
+    fixed-cidr-v6 host-gateway-ips http-proxy https-proxy init-path ip6tables iptables
     ipv6 max-concurrent-uploads metrics-addr network-control-plane-mtu network-diagnostic-port no-proxy
     node-generic-resources oom-score-adjust proxies raw-logs rootless runtimes selinux-enabled storage-driver
     storage-opts swarm-default-advertise-addr userland-proxy userland-proxy-path userns-remap
@@ -95,7 +99,7 @@ UNSUPPORTED = frozenset(
 )
 
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SHORT = {"-H": "hosts", "-G": "group", "-D": "debug", "-l": "log_level", "-p": "pidfile"}
+_SHORT = {"-H": "hosts", "-G": "group", "-D": "debug", "-l": "log_level", "-p": "pidfile", "-b": "bridge"}
 
 Values = dict[str, Any]  # field name → value of the field's type
 

@@ -14,8 +14,15 @@ from .container_config import ContainerConfig, HealthConfig
 def merge_image_config(config: ContainerConfig, image: dict[str, Any]) -> None:
     """Fills in from the image what the user left open; `image` is the `config` of an OCI image configuration.
 
-    A given entrypoint discards the image's command. Raises InvalidParameter when there is nothing to run.
+    Raises InvalidParameter when there is nothing to run.
     """
+    fill_from(config, image)
+    if not config.entrypoint and not config.cmd:
+        raise InvalidParameter("no command specified")
+
+
+def fill_from(config: ContainerConfig, image: dict[str, Any]) -> None:
+    """Takes over what `config` leaves open. A given entrypoint discards the other command."""
     config.user = config.user or image.get("User") or ""
     ports = image.get("ExposedPorts") or {}
     if ports or config.exposed_ports:
@@ -41,8 +48,6 @@ def merge_image_config(config: ContainerConfig, image: dict[str, Any]) -> None:
     config.on_build = image.get("OnBuild") or config.on_build
     if config.entrypoint == [""]:
         config.entrypoint = None
-    if not config.entrypoint and not config.cmd:
-        raise InvalidParameter("no command specified")
 
 
 def _merge_health(config: ContainerConfig, image: Any) -> None:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from guest_agent.engine.container import Container
 from guest_agent.engine.state import NEVER, rfc3339
-from guest_agent.runtime import cgroups
 from guest_agent.runtime.cgroups import Cgroup
-
-if TYPE_CHECKING:
-    from guest_agent.engine.engine import Engine
 
 INTERVAL = 1.0  # seconds between two samples of a stream
 
@@ -32,12 +28,6 @@ _NETWORK_FIELDS = (
     ("rx_bytes", 0), ("rx_packets", 1), ("rx_errors", 2), ("rx_dropped", 3),
     ("tx_bytes", 8), ("tx_packets", 9), ("tx_errors", 10), ("tx_dropped", 11),
 )  # fmt: skip
-
-
-def cgroup_of(engine: Engine, container: Container) -> Cgroup:
-    """The control group of a container."""
-    parent = container.host_config.cgroup_parent or engine.config.cgroup_parent or cgroups.DEFAULT_PARENT
-    return cgroups.open(container.id, parent)
 
 
 class Meter:

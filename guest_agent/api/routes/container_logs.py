@@ -7,6 +7,7 @@ from guest_agent.api.router import Router
 from guest_agent.engine import logs
 from guest_agent.engine.container import Container
 from guest_agent.engine.engine import Engine
+from guest_agent.engine.launch import log_path
 from guest_agent.engine.logs import Selection
 from guest_agent.engine.timestamps import parse_timestamp
 from guest_agent.engine.wait import NEXT_EXIT
@@ -36,7 +37,7 @@ def register(router: Router, engine: Engine) -> None:
             details=query.flag("details"),
             framed=not tty,
         )
-        path = engine.roots.data_path("containers", container.id, f"{container.id}-json.log")
+        path = log_path(engine, container)
         if query.flag("follow") and container.state.running:
             pieces = logs.read(path, selection, engine.watches, container.waiters.add(NEXT_EXIT))
         else:

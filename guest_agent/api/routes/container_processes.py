@@ -12,7 +12,8 @@ from guest_agent.api.router import Router
 from guest_agent.engine import container_events
 from guest_agent.engine.container import Container
 from guest_agent.engine.engine import Engine
-from guest_agent.engine.stats import INTERVAL, Meter, cgroup_of
+from guest_agent.engine.pausing import cgroup
+from guest_agent.engine.stats import INTERVAL, Meter
 from guest_agent.engine.top import parse, top
 from guest_agent.errors import Conflict
 
@@ -28,14 +29,14 @@ def register(router: Router, engine: Engine) -> None:
             raise Conflict(f"container {container.id} is not running")
         if container.state.restarting:
             raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
-        group = cgroup_of(engine, container)
+        group = cgroup(engine, container)
         answer = await asyncio.to_thread(lambda: top(group.pids(), arguments))
         container_events.publish(engine, container, "top")
         return Response(200, answer)
 
     async def container_stats(request: Request) -> Response | StreamingResponse:
         container: Container = engine.containers.get(request.params["id"])
-        meter = Meter(container, cgroup_of(engine, container))
+        meter = Meter(container, cgroup(engine, container))
         if not request.query.flag("stream", True):
             if container.state.running and not request.query.flag("one-shot"):
                 await meter.sample()  # so that the CPU figures have something to be compared with
