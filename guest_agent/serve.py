@@ -109,6 +109,7 @@ def _lock(path: str, what: str, stack: ExitStack) -> None:
 async def _run(engine: Engine, listeners: list[Listener], ready: int | None) -> None:
     stop = asyncio.Event()
     _handle_signals(stop)
+    await engine.start()
     router = Router()
     for name in ROUTES:
         try:
@@ -125,10 +126,12 @@ async def _run(engine: Engine, listeners: list[Listener], ready: int | None) -> 
     gc.freeze()
     _tell_ready(ready)
     _notify_systemd("READY=1")
+    engine.start_containers()
     await stop.wait()
     _notify_systemd("STOPPING=1")
     server.stop_listening()
     await server.close(HANDLER_GRACE)
+    await engine.stop()
 
 
 def _handle_signals(stop: asyncio.Event) -> None:

@@ -17,7 +17,7 @@ from .state import State
 from .wait import Waiters
 
 if TYPE_CHECKING:
-    from guest_agent.runtime.types import Attachment
+    from guest_agent.runtime.types import Attachment, Overlay
 
     from .execs import Exec
 
@@ -64,6 +64,7 @@ class Container:
         self.manually_restarted = False  # a restart request is between its stop and its start
         self.execs: dict[str, Exec] = {}
         self.pending_attachments: list[Attachment] = []  # clients that wait for the start
+        self.overlay: Overlay | None = None  # its root file system, once asked for: see `create.root_of`
         self.restart_task: asyncio.Task[None] | None = None
         self.health_task: asyncio.Task[None] | None = None
 

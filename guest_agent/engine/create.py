@@ -41,6 +41,7 @@ from .spec import READONLY_PATHS, default_masked_paths
 
 if TYPE_CHECKING:
     from guest_agent.images.store import Image
+    from guest_agent.runtime.types import Overlay
 
     from .engine import Engine
 
@@ -109,7 +110,7 @@ async def create(
         _settle_links(engine, container)
         _settle_networks(engine, record, endpoints)
         await _settle_mounts(engine, record, plain_read_only)
-        await _make_files(engine, record, image)
+        await _make_files(engine, container, image)
         await engine.containers.add(container)
     except BaseException:
         await _undo(engine, container)
@@ -351,10 +352,11 @@ async def _settle_volume(engine: Engine, record: Record, point: MountPoint) -> N
         point.mode = "z"  # what dockerd notes for a volume of the local driver
 
 
-async def _make_files(engine: Engine, record: Record, image: Image) -> None:
+async def _make_files(engine: Engine, container: Container, image: Image) -> None:
+    record = container.record
     directory = engine.roots.data_path("containers", record.id)
     os.makedirs(directory, mode=0o710)
-    overlay = await engine.images.prepare(record.id, image)
+    overlay = container.overlay = await engine.images.prepare(record.id, image)
     for point in record.mounts:
         if point.type == "volume" and point.copy_data:
             mounted = await engine.volumes.mount(point.name, record.id)
@@ -362,6 +364,13 @@ async def _make_files(engine: Engine, record: Record, image: Image) -> None:
                 await asyncio.to_thread(copy_up, overlay, point.destination, mounted)
             finally:
                 await engine.volumes.unmount(point.name, record.id)
+
+
+def root_of(engine: Engine, container: Container) -> Overlay:
+    """The layers that make the container's root file system. Raises NotFound when they are gone."""
+    if container.overlay is None:
+        container.overlay = engine.images.overlay(container.id)
+    return container.overlay
 
 
 async def _undo(engine: Engine, container: Container) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
 
+from guest_agent.engine import restore
 from guest_agent.engine.config import Config
+from guest_agent.engine.containers import Containers
 from guest_agent.engine.events import EventBus
+from guest_agent.engine.store import Store
+from guest_agent.engine.volumes import Volumes
 from guest_agent.engine.watches import Watches
 from guest_agent.images import ImageStore
+from guest_agent.network.manager import NetworkManager
+from guest_agent.network.types import DEFAULT_POOLS, NetworkConfig
 from guest_agent.roots import Roots
+from guest_agent.runtime.client import Monitor
 
 
 class Engine:
-    """Holds the parts of one engine."""
+    """Holds the parts of one engine. `start` before use, `stop` at the end."""
 
-    containers: Any
-    networks: Any
-    volumes: Any
-    monitor: Any
+    monitor: Monitor  # from `start` on; a new one when it was lost
 
     def __init__(self, roots: Roots, config: Config) -> None:
         self.roots = roots
@@ -25,3 +29,44 @@ class Engine:
         self.events = EventBus()
         self.images = ImageStore(roots)
         self.watches = Watches()
+        self._store = Store(roots.data_path("engine.db"))
+        self.containers = Containers(self._store)
+        self.volumes = Volumes(roots, self._store, self.events)
+        self.networks = NetworkManager(roots, _network_config(config))
+        self._starting: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Takes over what an earlier agent left: containers that run, networks, volumes."""
+        await restore.take_over(self)
+
+    def start_containers(self) -> None:
+        """Begins to start the containers whose restart policies want it; does not wait for them."""
+        self._starting = asyncio.get_running_loop().create_task(restore.start_wanted(self))
+
+    async def stop(self) -> None:
+        """Stops the containers (with live-restore they run on), and closes what is open."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait((self._starting,))
+        if not self.config.live_restore:
+            await restore.stop_all(self, float(self.config.shutdown_timeout))
+        await restore.let_go(self)
+        await self.networks.close()
+        self._store.close()
+        self.images.close()
+
+
+def _network_config(config: Config) -> NetworkConfig:
+    pools = tuple((str(pool["base"]), int(pool["size"])) for pool in config.default_address_pools)
+    return NetworkConfig(
+        bip=config.bip,
+        mtu=config.mtu or 1500,
+        icc=config.icc,
+        ip_masq=config.ip_masq,
+        ip=config.ip,
+        default_address_pools=pools or DEFAULT_POOLS,
+        dns=tuple(config.dns),
+        dns_search=tuple(config.dns_search),
+        dns_opts=tuple(config.dns_opts),
+        host_gateway_ip=config.host_gateway_ip,
+    )

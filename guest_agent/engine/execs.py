@@ -151,7 +151,11 @@ async def run(
     engine: Engine, item: Exec, clients: list[Attachment], console_size: tuple[int, int] | None = None
 ) -> None:
     """Starts an exec with these attachments. Raises EngineError; the attachments are closed then."""
-    check_startable(item)
+    try:
+        check_startable(item)
+    except EngineError:
+        attach.close(clients)
+        raise
     item.running = True
     _publish(engine, item, "exec_start: " + " ".join(item.command))
     size = console_size or item.console_size or (0, 0)
@@ -162,15 +166,15 @@ async def run(
         )
     except LaunchError as error:
         item.exit_code, failure = exec_error(error)
-        _failed(engine, item, clients)
+        _failed(engine, item)
         raise failure
     except BaseException:
         item.exit_code = 126
-        _failed(engine, item, clients)
+        _failed(engine, item)
         raise
 
 
-def _failed(engine: Engine, item: Exec, clients: list[Attachment]) -> None:
+def _failed(engine: Engine, item: Exec) -> None:
     item.running = False
     item.ended.set()
     engine.containers.execs.note_end(item)

@@ -10,7 +10,7 @@ import msgspec
 from guest_agent.network.types import stopped_settings
 
 from .container_config import MountPoint, is_user_network, shared_container
-from .create import endpoint_config
+from .create import endpoint_config, root_of
 from .launch import log_path
 from .state import Health, rfc3339
 
@@ -134,7 +134,7 @@ def _host_config(engine: Engine, container: Container) -> dict[str, Any]:
 
 
 def _graph_driver(engine: Engine, container: Container) -> dict[str, Any]:
-    overlay = engine.images.overlay(container.id)
+    overlay = root_of(engine, container)
     data = {
         "ID": container.id,
         "LowerDir": ":".join(overlay.lower),

@@ -20,9 +20,9 @@ from guest_agent.runtime.types import Launch, LaunchError, Stdio
 from . import host_mounts
 from .container_config import BindOptions, has_own_network, is_user_network, shared_container
 from .container_config import PortBinding as DockerPortBinding
-from .create import endpoint_config, host_platform
+from .create import endpoint_config, host_platform, root_of
 from .host import facts
-from .log_config import log_spec
+from .log_config import log_spec, tag_values
 from .mountinfo import propagation_of
 from .mounts import DEFAULT_PROPAGATION
 from .security import UNCONFINED, SecurityOptions, engine_profile, parse_security_options
@@ -97,12 +97,12 @@ async def prepare(engine: Engine, container: Container) -> Launch:
     return Launch(
         id=record.id,
         config=spec,
-        rootfs=engine.images.overlay(record.id),
+        rootfs=root_of(engine, container),
         stdio=Stdio(
             tty=config.tty,
             open_stdin=config.open_stdin,
             stdin_once=config.stdin_once,
-            log=log_spec(host.log_config, config, log_path(engine, container)),
+            log=log_spec(host.log_config, config, log_path(engine, container), tag_values(record)),
             console_size=host.console_size,
         ),
         exit_path=exit_path(engine, container),

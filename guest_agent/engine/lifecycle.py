@@ -48,7 +48,6 @@ async def start_locked(engine: Engine, container: Container) -> None:
     """Starts a container whose lock is held; on failure its state tells why, and all it had is released."""
     record = container.record
     started_at = time.time_ns()
-    clients = container.pending_attachments
     try:
         prepared = await launch.prepare(engine, container)
         clients, container.pending_attachments = container.pending_attachments, []
@@ -176,6 +175,6 @@ async def attach_client(
             try:
                 await engine.monitor.attach(container.id, each)
             except NotFound:
-                attach.close([each])  # it has just ended
+                pass  # it has just ended, and the client has been let go
     else:
         container.pending_attachments += given

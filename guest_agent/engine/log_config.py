@@ -8,11 +8,14 @@ from guest_agent.errors import InvalidParameter
 from guest_agent.runtime.types import LogSpec
 
 from .config import Config
+from .container import Record
 from .container_config import ContainerConfig, LogConfig
 
 _JSON_FILE_OPTIONS = frozenset(
-    ("max-file", "max-size", "compress", "env", "env-regex", "labels", "labels-regex")
+    ("max-file", "max-size", "compress", "env", "env-regex", "labels", "labels-regex", "tag")
 )
+TAG_FIELDS = ("ID", "FullID", "Name", "ImageID", "ImageFullID", "ImageName", "DaemonName")
+_TAG_FIELD = re.compile(r"\{\{\s*\.?([^{}]*?)\s*\}\}")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?", re.IGNORECASE)
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 
@@ -40,17 +43,25 @@ def settle_log_config(wanted: LogConfig, config: Config) -> LogConfig:
             f"logger: no log driver named '{kind}' is registered", hint="Use json-file or none."
         )
     for option in options:
-        if option == "tag":
-            raise InvalidParameter("log option tag is not supported by Wherry's json-file log driver")
         if option not in _JSON_FILE_OPTIONS and option != "mode":
             raise InvalidParameter(f"unknown log opt '{option}' for json-file log driver")
     result = LogConfig(kind, options)
-    log_spec(result, ContainerConfig(), "")  # finds values that make no sense
+    log_spec(result, ContainerConfig(), "", dict.fromkeys(TAG_FIELDS, ""))  # finds what makes no sense
     return result
 
 
-def log_spec(log: LogConfig, config: ContainerConfig, path: str) -> LogSpec | None:
-    """What the monitor is told; None for no log. Raises InvalidParameter for a value that makes no sense."""
+def tag_values(record: Record) -> dict[str, str]:
+    """What the fields of a `tag` template stand for (Docker's log tags)."""
+    image = record.image_id.rpartition(":")[2]
+    values = (record.id[:12], record.id, record.name, image[:12], image, record.config.image, "wherry")
+    return dict(zip(TAG_FIELDS, values, strict=True))
+
+
+def log_spec(log: LogConfig, config: ContainerConfig, path: str, tags: dict[str, str]) -> LogSpec | None:
+    """What the monitor is told; None for no log. Raises InvalidParameter for a value that makes no sense.
+
+    `tags` are `tag_values` of the container.
+    """
     if log.type == "none":
         return None
     options = log.config or {}
@@ -71,7 +82,24 @@ def log_spec(log: LogConfig, config: ContainerConfig, path: str) -> LogSpec | No
         raise InvalidParameter(f'compress: "{compress}" is neither true nor false')
     if compress in ("true", "1", "t") and (max_files == 1 or max_size == -1):
         raise InvalidParameter("compress cannot be true when max-file is less than 2 or max-size is not set")
-    return LogSpec(path, max_size, max_files, compress in ("true", "1", "t"), _attributes(options, config))
+    attributes = _attributes(options, config)
+    if options.get("tag"):
+        attributes["tag"] = _tag(options["tag"], tags)
+    return LogSpec(path, max_size, max_files, compress in ("true", "1", "t"), attributes)
+
+
+def _tag(template: str, values: dict[str, str]) -> str:
+    """Fills in `{{.Name}}` and the like; other actions of Go's templates are refused."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in values:
+            raise InvalidParameter(
+                f"invalid log tag: {match[0]} is not a field", hint=f"Use one of {', '.join(TAG_FIELDS)}."
+            )
+        return values[name]
+
+    return _TAG_FIELD.sub(fill, template)
 
 
 def _bytes(text: str) -> int:

@@ -132,6 +132,11 @@ def test_configurations_that_are_wrong(config: dict[str, Any], text: str) -> Non
         ({"tmpfs": {"x": ""}}, "invalid mount path: 'x' mount path must be absolute"),
         ({"kernel_memory": 5}, "kernel memory limits (KernelMemory) are not supported: Linux dropped them"),
         ({"storage_opt": {"odd": "1"}}, "Unknown option odd"),
+        (
+            {"storage_opt": {"size": "1g"}},
+            "--storage-opt is supported only for overlay over xfs with 'pquota' mount option, "
+            "and not by this engine yet",
+        ),
     ],
 )
 def test_host_settings_that_are_wrong(host: dict[str, Any], text: str) -> None:
@@ -239,23 +244,31 @@ def test_health_checks_are_merged_field_by_field() -> None:
 def test_log_options() -> None:
     settled = settle_log_config(LogConfig("", {"max-size": "10k", "max-file": "3"}), Config())
     assert settled.type == "json-file"
-    spec = log_spec(settled, ContainerConfig(), "/log")
+    spec = log_spec(settled, ContainerConfig(), "/log", {})
     assert spec is not None
     assert (spec.path, spec.max_size, spec.max_files) == ("/log", 10_000, 3)
-    assert log_spec(LogConfig("none"), ContainerConfig(), "/log") is None
+    assert log_spec(LogConfig("none"), ContainerConfig(), "/log", {}) is None
 
 
 def test_labels_and_variables_in_the_log() -> None:
     log = LogConfig("json-file", {"labels": "a,none", "env-regex": "^V"})
     config = ContainerConfig(labels={"a": "1", "b": "2"}, env=["V1=x", "W=y"])
-    spec = log_spec(log, config, "/log")
+    spec = log_spec(log, config, "/log", {})
     assert spec is not None
     assert spec.attrs == {"a": "1", "V1": "x"}
+
+
+def test_log_tags() -> None:
+    log = LogConfig("json-file", {"tag": "{{.Name}}/{{ .ID }}"})
+    spec = log_spec(log, ContainerConfig(), "/log", {"Name": "one", "ID": "ab"})
+    assert spec is not None
+    assert spec.attrs == {"tag": "one/ab"}
 
 
 @pytest.mark.parametrize(
     ("log", "text"),
     [
+        (LogConfig("json-file", {"tag": "{{.Odd}}"}), "invalid log tag: {{.Odd}} is not a field"),
         (LogConfig("syslog"), "logger: no log driver named 'syslog' is registered"),
         (LogConfig("json-file", {"odd": "1"}), "unknown log opt 'odd' for json-file log driver"),
         (LogConfig("json-file", {"max-size": "x"}), "invalid size: 'x'"),
