@@ -25,7 +25,18 @@ from guest_agent.roots import Roots
 
 log = logging.getLogger(__name__)
 
-ROUTES = ("system", "containers", "exec", "images", "networks", "volumes")
+ROUTES = (
+    "system",
+    "containers",
+    "container_files",
+    "container_logs",
+    "container_processes",
+    "container_websocket",
+    "exec",
+    "images",
+    "networks",
+    "volumes",
+)
 
 HANDLER_GRACE = 5.0  # seconds that running requests get at the end
 

@@ -8,12 +8,11 @@ from guest_agent.engine import restore
 from guest_agent.engine.config import Config
 from guest_agent.engine.containers import Containers
 from guest_agent.engine.events import EventBus
+from guest_agent.engine.networks import Networks
 from guest_agent.engine.store import Store
 from guest_agent.engine.volumes import Volumes
 from guest_agent.engine.watches import Watches
 from guest_agent.images import ImageStore
-from guest_agent.network.manager import NetworkManager
-from guest_agent.network.types import DEFAULT_POOLS, NetworkConfig
 from guest_agent.roots import Roots
 from guest_agent.runtime.client import Monitor
 
@@ -32,7 +31,7 @@ class Engine:
         self._store = Store(roots.data_path("engine.db"))
         self.containers = Containers(self._store)
         self.volumes = Volumes(roots, self._store, self.events)
-        self.networks = NetworkManager(roots, _network_config(config))
+        self.networks = Networks(self)
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -54,19 +53,3 @@ class Engine:
         await self.networks.close()
         self._store.close()
         self.images.close()
-
-
-def _network_config(config: Config) -> NetworkConfig:
-    pools = tuple((str(pool["base"]), int(pool["size"])) for pool in config.default_address_pools)
-    return NetworkConfig(
-        bip=config.bip,
-        mtu=config.mtu or 1500,
-        icc=config.icc,
-        ip_masq=config.ip_masq,
-        ip=config.ip,
-        default_address_pools=pools or DEFAULT_POOLS,
-        dns=tuple(config.dns),
-        dns_search=tuple(config.dns_search),
-        dns_opts=tuple(config.dns_opts),
-        host_gateway_ip=config.host_gateway_ip,
-    )

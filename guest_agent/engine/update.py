@@ -16,6 +16,7 @@ from .listing import Filters, has_labels
 from .pausing import cgroup
 from .resources import linux_resources
 from .signalling import cancel_restart
+from .sizes import container_size
 from .validate import check_resources, check_restart_policy
 from .wait import Outcome
 
@@ -167,12 +168,12 @@ async def prune(engine: Engine, filters: Filters, until: int | None) -> dict[str
                 or (filters.get("label!") and has_labels(labels, filters["label!"]))
             ):
                 continue
-            size = await asyncio.to_thread(engine.images.usage, container.id)
+            size, _ = await asyncio.to_thread(container_size, engine, container)
             try:
                 await removal.remove(engine, container, container.id)
             except EngineError:
                 continue  # started or removed by somebody else meanwhile
-            reclaimed += size[0]
+            reclaimed += size
             removed.append(container.id)
     engine.events.publish("container", "prune", "", {"reclaimed": str(reclaimed)})
     return {"ContainersDeleted": removed or None, "SpaceReclaimed": reclaimed}

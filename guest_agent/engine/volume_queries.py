@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from typing import TYPE_CHECKING, Any
 
 from guest_agent.errors import Conflict, EngineError, InvalidParameter
 
 from .listing import Filters, has_labels
+from .sizes import directory_size
 from .volumes import Volume
 
 if TYPE_CHECKING:
@@ -77,22 +77,3 @@ async def prune(engine: Engine, filters: Filters, everything: bool) -> dict[str,
             reclaimed += size
     engine.events.publish("volume", "prune", "", {"reclaimed": str(reclaimed)})
     return {"VolumesDeleted": deleted, "SpaceReclaimed": reclaimed}
-
-
-def directory_size(path: str) -> int:
-    """Bytes of all files below `path`, hard links counted once. Blocks."""
-    total = 0
-    seen: set[tuple[int, int]] = set()
-    for directory, _, names in os.walk(path):
-        for name in names:
-            try:
-                info = os.lstat(os.path.join(directory, name))
-            except OSError:
-                continue
-            if info.st_nlink > 1:
-                key = (info.st_dev, info.st_ino)
-                if key in seen:
-                    continue
-                seen.add(key)
-            total += info.st_size
-    return total

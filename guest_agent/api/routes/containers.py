@@ -31,6 +31,7 @@ from guest_agent.engine.engine import Engine
 from guest_agent.engine.image_filters import until
 from guest_agent.engine.launch import log_path
 from guest_agent.engine.logs import Selection, read
+from guest_agent.engine.sizes import container_size
 from guest_agent.engine.wait import CONDITIONS, NOT_RUNNING, Outcome
 from guest_agent.errors import Conflict, EngineError, InvalidParameter
 
@@ -73,7 +74,7 @@ class _Routes:
         return Response(body=[summary for _, summary in found])
 
     async def _add_sizes(self, container: Container, value: dict[str, Any]) -> None:
-        writable, whole = await asyncio.to_thread(self.engine.images.usage, container.id)
+        writable, whole = await asyncio.to_thread(container_size, self.engine, container)
         value |= {"SizeRw": writable, "SizeRootFs": whole}
 
     async def create(self, request: Request) -> Response:
