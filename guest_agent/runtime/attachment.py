@@ -53,6 +53,10 @@ class Client:
         if not self._queue:
             self._shut_down()
 
+    def drop(self) -> None:
+        """Closes the socket, and nothing else: the connection lives on in other descriptors."""
+        self._close()
+
     def update(self) -> None:
         """Watches for what is to be done now."""
         if self._fd < 0:

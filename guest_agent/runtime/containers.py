@@ -208,7 +208,7 @@ class Process:
             self._sync = None
         if not self.running:
             self.ended = True
-            self.streams.abandon()
+            self.streams.reject()
             text = f"error during container init: the launch process ended early, status {self.code}"
             self._on_start(self._failure or Failure("launch", text, "launch"))
             return
@@ -229,6 +229,7 @@ class Process:
         if not self.ended:
             self.ended = True
             self._on_exit()
+            self.streams.let_go()
 
     def kill(self, number: int) -> None:
         """Sends a signal."""
@@ -311,7 +312,7 @@ class Container:
             self.init.launch(self._job(message), launch.start, flags, self._launched(on_start), self._ended)
         except (OSError, ValueError, Failure) as e:
             self.init.ended = True
-            self.init.streams.abandon()
+            self.init.streams.reject()
             self._clean_up()
             if isinstance(e, Failure):
                 raise
@@ -380,7 +381,7 @@ class Container:
             process.launch(job, launch.enter, 0, started, ended)
         except OSError as e:
             del self.execs[exec_id]
-            process.streams.abandon()
+            process.streams.reject()
             raise Failure("launch", f"unable to start a process: {e}", "clone", e.errno or 0) from e
         return process
 
@@ -402,6 +403,7 @@ class Container:
         event = self._exit(self.init, None)
         self._write_exit(event)
         self._host.announce({"event": "exit", **event})
+        self.init.streams.let_go()
         self._clean_up()
 
     def _write_exit(self, event: dict[str, Any]) -> None:

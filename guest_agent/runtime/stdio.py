@@ -17,6 +17,7 @@ from .loop import READ, WRITE, Loop
 if TYPE_CHECKING:
     from .jsonlog import JsonLog
 
+_EXIT_SECONDS = 0.1
 _CLIENT_LIMIT = 256 * 1024  # what may be queued for a client before the process has to wait
 _STREAMS = {"stdout": 1, "stderr": 2}
 
@@ -138,11 +139,29 @@ class Streams:
         self.input.close()
         if self._log:
             self._log.close()
+        if self.on_end:
+            self.on_end()
+        else:
+            # A process that ends closes its streams a moment before it is gone. A client that was told of the
+            # end already would ask for the exit code too early.
+            self._loop.later(_EXIT_SECONDS, self.let_go)
+
+    def let_go(self) -> None:
+        """Tells the clients that the output has ended: once the exit is known, or the process goes on
+        without streams.
+        """
         clients, self._clients = self._clients, []
         for client in clients:
             client.finish()
-        if self.on_end:
-            self.on_end()
+
+    def reject(self) -> None:
+        """The process could not be started: closes the clients' sockets without shutting them down, for
+        whoever asked for it may still want to tell them why.
+        """
+        clients, self._clients = self._clients, []
+        for client in clients:
+            client.drop()
+        self.abandon()
 
     def drain(self) -> None:
         """The process is gone: takes what is left in its pipes, at whatever pace clients have.
