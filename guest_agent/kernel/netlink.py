@@ -27,6 +27,7 @@ AF_BRIDGE = 7
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
@@ -149,6 +150,21 @@ class Netlink:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+    def join(self, group: int) -> None:
+        """Receive the notifications of a multicast group from now on, by `notifications`."""
+        self._socket.bind((0, 0))  # a socket without an address is passed over
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        self._socket.setblocking(False)
+
+    def notifications(self) -> list[tuple[int, bytes]]:
+        """The notifications that have arrived, as (type, payload). Raises OSError when some were lost."""
+        found: list[tuple[int, bytes]] = []
+        while True:
+            try:
+                found += [(kind, payload) for kind, _, _, payload in self._receive()]
+            except BlockingIOError:
+                return found
 
     def batch(self, messages: Sequence[Message], ignore: Iterable[int] = ()) -> None:
         """Send the messages in as few system calls as possible and wait for every acknowledgement.

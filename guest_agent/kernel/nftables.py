@@ -30,6 +30,7 @@ from guest_agent.kernel.netlink import (
 NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
 SUBSYS_NFTABLES = 10
 BATCH_BEGIN, BATCH_END = 16, 17
+GROUP = 7  # NFNLGRP_NFTABLES: notifications of all changes
 
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = range(9)
 NEWSET, GETSET, DELSET, NEWSETELEM, GETSETELEM, DELSETELEM = range(9, 15)
@@ -215,6 +216,7 @@ class Batch:
         self._family = family
         self._messages: list[tuple[int, int, bytes]] = []
         self._sets = 0
+        self.rules = 0  # how many rules are added
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -253,6 +255,7 @@ class Batch:
         if comment:
             text = comment.encode()[:126] + b"\0"
             attrs.append(attr(7, bytes([0, len(text)]) + text))
+        self.rules += 1
         self._add(NEWRULE, NLM_F_CREATE | (0 if first else NLM_F_APPEND), *attrs)
 
     def delete_rule(self, chain: str, handle: int) -> None:
@@ -371,6 +374,14 @@ class Rule:
     def calls(self, chain: str) -> bool:
         """Whether the rule jumps or goes to that chain."""
         return attr_str(2, chain) in self.expressions
+
+
+def changed_table(kind: int, payload: bytes) -> tuple[int, int, str] | None:
+    """What a notification is about: (NEWCHAIN, DELRULE …, family, table); None for other subsystems."""
+    if kind >> 8 != SUBSYS_NFTABLES or len(payload) < _NFGENMSG.size:
+        return None
+    table = dict(parse_attrs(payload, _NFGENMSG.size)).get(1, b"")
+    return kind & 0xFF, payload[0], table.rstrip(b"\0").decode(errors="replace")
 
 
 def get_rules(kernel: Netlink, family: int, table: str, chain: str = "") -> list[Rule]:

@@ -43,6 +43,25 @@ def accept(table: str, bridges: Iterable[str]) -> None:
             batch.commit(kernel)
 
 
+def accepted(table: str, bridges: Iterable[str]) -> bool:
+    """Whether there is nothing for `accept` to do."""
+    chain, wanted = _chain(table), 2 * len(list(bridges))
+    with Netlink(NETLINK_NETFILTER) as kernel:
+        for family in FAMILIES:
+            if nft.chain_policy(kernel, family, FILTER, FORWARD) != nft.POLICY_DROP:
+                continue
+            rules = nft.get_rules(kernel, family, FILTER, chain)
+            if len(rules) != wanted or not _calls(kernel, family, chain):
+                return False
+    return True
+
+
+def is_relevant(operation: int, family: int, table: str) -> bool:
+    """Whether a change of nftables may undo `accept`, or make it necessary."""
+    operations = (nft.NEWCHAIN, nft.DELCHAIN, nft.DELTABLE, nft.DELRULE)
+    return family in FAMILIES and table == FILTER and operation in operations
+
+
 def withdraw(table: str) -> None:
     """Undo `accept`."""
     chain = _chain(table)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from guest_agent.kernel import nftables as nft
-from guest_agent.kernel.netlink import NetlinkError
+from guest_agent.kernel.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
 from guest_agent.kernel.nftables import Batch
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -64,6 +64,7 @@ class Firewall:
 
     def __init__(self, table: str) -> None:
         self._table = table
+        self._rules = 0
 
     def rebuild(
         self,
@@ -86,6 +87,12 @@ class Firewall:
         _add_nat(batch, networks)
         _add_redirects(batch, redirects)
         batch.commit()
+        self._rules = batch.rules
+
+    def intact(self) -> bool:
+        """Whether the table still has all its rules: others may flush all tables of a host."""
+        with Netlink(NETLINK_NETFILTER) as kernel:
+            return len(nft.get_rules(kernel, nft.NFPROTO_INET, self._table)) == self._rules
 
     def publish(self, redirects: Iterable[Redirect]) -> None:
         """Redirect these ports from now on. Raises NetlinkError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from guest_agent.network.forwarding import Forwarding, Uplinks
 from guest_agent.network.name_files import NameFiles
 from guest_agent.network.pool import background_worker
 from guest_agent.network.publisher import Publisher, PublishError
+from guest_agent.network.rule_watch import RuleWatch
 from guest_agent.network.store import SandboxFiles, SandboxRecord
 from guest_agent.network.types import (
     Endpoint,
@@ -32,6 +34,8 @@ from guest_agent.network.types import (
 from guest_agent.roots import Roots
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class NetworkManager:
@@ -53,6 +57,8 @@ class NetworkManager:
         self._publisher = Publisher(roots, self._firewall, self._run)
         self._forwarding = Forwarding(roots)
         self._uplinks: Uplinks = {}
+        self._watch: RuleWatch | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, containers: Iterable[SandboxState]) -> None:
         """Set up bridges and firewall; take over the containers that run; remove what others left."""
@@ -68,6 +74,22 @@ class NetworkManager:
         found = {key: outward(record.sandbox) for key, record in self._records.items()}
         await self._publisher.restore({key: item for key, item in found.items() if item is not None})
         self._connector.start()
+        self._watch = RuleWatch(self._table, self._rules_changed)
+
+    def _rules_changed(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._repair_firewall())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _repair_firewall(self) -> None:
+        async with self._changes:
+            bridges = [segment.bridge.name for segment in self._definitions.segments.values()]
+            intact = await self._run(self._firewall.intact)
+            if not intact or not await self._run(coexist.accepted, self._table, bridges):
+                log.warning(
+                    "the firewall was changed by others: %s", "adapting" if intact else "restoring our rules"
+                )
+                await self._rebuild_firewall()
 
     def _adopt(self, record: SandboxRecord, pid: int) -> None:
         container_id = record.sandbox.container_id
@@ -87,6 +109,10 @@ class NetworkManager:
 
     async def close(self) -> None:
         """Let go of everything but the containers that run; without any, remove bridges and firewall, too."""
+        if self._watch is not None:
+            self._watch.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         self._connector.close()
         await self._run(self._background.shutdown)
         for fd in self._namespaces.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from guest_agent.errors import InternalError
-from guest_agent.network import naming
+from guest_agent.kernel import netns
+from guest_agent.network import coexist, naming
 from guest_agent.network.types import EndpointConfig, PortBinding, Sandbox, SandboxState
 from tests.support.network import TCP_ECHO, UDP_ECHO, NetworkEngine, ask, end_proxy, output
 
@@ -296,3 +298,50 @@ def test_custom_mac_address(engine: NetworkEngine) -> None:
     sandbox = engine.attach("mac", endpoints={"bridge": EndpointConfig(mac_address="02:00:00:00:00:07")})
     assert "link/ether 02:00:00:00:00:07" in engine.inside(sandbox, "ip", "link", "show", "eth0")
     assert sandbox.endpoints["bridge"].mac_address == "02:00:00:00:00:07"
+
+
+def test_flushed_rules_come_back(engine: NetworkEngine) -> None:
+    table = naming.table_name(engine.roots)
+    sandbox = engine.attach("web", ports=(PortBinding(80, host_port=18097),))
+    engine.serve(sandbox, TCP_ECHO, port=80)
+    for command in (("delete", "table"), ("flush", "table")):
+        output("nft", *command, "inet", table)
+        # Meanwhile the proxy relays.
+        assert ask("127.0.0.1", 18097) == (gateway(sandbox), b"hello")
+        deadline = time.monotonic() + 5
+        while (
+            "dnat" not in subprocess.getoutput(f"nft list table inet {table}") and time.monotonic() < deadline
+        ):
+            engine.run(asyncio.sleep(0.1))
+        assert f"tcp . 18097 : {address(sandbox)} . 80" in output("nft", "list", "table", "inet", table)
+
+
+def test_forward_policy_of_others_is_no_hindrance(engine: NetworkEngine) -> None:
+    """In a namespace that plays a host on which somebody sets the FORWARD policy to DROP, as dockerd does."""
+    bridge, chain = "wherry-t", "WHERRY-T"
+    fd, _ = netns.create(lambda _: None)
+    link = f"/proc/{os.getpid()}/fd/{fd}"
+    try:
+
+        def iptables(*words: str) -> str:
+            return output("nsenter", f"--net={link}", "iptables", *words)
+
+        netns.enter(fd, lambda _: coexist.accept("wherry-t", [bridge]))
+        assert "table" not in output("nsenter", f"--net={link}", "nft", "list", "tables")
+        iptables("-P", "FORWARD", "DROP")
+        iptables("-A", "FORWARD", "-s", "192.0.2.1", "-j", "DROP")
+        assert not netns.enter(fd, lambda _: coexist.accepted("wherry-t", [bridge]))
+        for _ in range(2):
+            netns.enter(fd, lambda _: coexist.accept("wherry-t", [bridge]))
+            assert iptables("-S").splitlines()[3:] == [
+                f"-N {chain}",
+                "-A FORWARD -s 192.0.2.1/32 -j DROP",
+                f"-A FORWARD -j {chain}",
+                f"-A {chain} -o {bridge} -j ACCEPT",
+                f"-A {chain} -i {bridge} -j ACCEPT",
+            ]
+        assert netns.enter(fd, lambda _: coexist.accepted("wherry-t", [bridge]))
+        netns.enter(fd, lambda _: coexist.withdraw("wherry-t"))
+        assert iptables("-S").splitlines()[3:] == ["-A FORWARD -s 192.0.2.1/32 -j DROP"]
+    finally:
+        os.close(fd)
