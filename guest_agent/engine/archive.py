@@ -14,7 +14,7 @@ import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from guest_agent.engine.background import Piped, blocking_reader, in_thread
+from guest_agent.engine.background import Piped
 from guest_agent.engine.state import rfc3339
 from guest_agent.errors import Conflict, Forbidden, InternalError, InvalidParameter, NotFound
 from guest_agent.images import tar
@@ -26,6 +26,7 @@ from guest_agent.kernel.paths import O_PATH, RootFd
 from guest_agent.runtime import users
 from guest_agent.runtime.stage import StageError
 from guest_agent.runtime.view import Part, with_view
+from guest_agent.threads import blocking_reader, in_thread
 
 from .container_events import publish
 

@@ -1,65 +1,16 @@
-"""Blocking work beside the event loop, in threads of its own.
-
-asyncio's default pool is small and shared; a pull that takes minutes must not take its places.
-"""
+"""What long tasks give while they run, on its way into an answer: messages, and bytes."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 _PIECE = 256 * 1024  # bytes that go from a thread to the loop at once
 _PIECES = 4  # how many of them may wait
-
-
-def in_thread(work: Callable[[], T], name: str) -> Awaitable[T]:
-    """Runs `work` in a new thread; its result or exception is the awaitable's.
-
-    Cancelling the awaitable leaves the thread alone, which then ends unheard.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def deliver(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except BaseException as e:
-            error = e
-        try:
-            loop.call_soon_threadsafe(deliver, result, error)
-        except RuntimeError:
-            pass  # the loop has ended, and whoever waited with it
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return future
-
-
-def blocking_reader(pieces: AsyncIterator[bytes]) -> Callable[[int], bytes]:
-    """A read function for a thread over an iterator on the event loop. It ignores the size asked for."""
-    loop = asyncio.get_running_loop()
-    iterator = aiter(pieces)
-
-    async def piece() -> bytes:
-        return await anext(iterator, b"")
-
-    def read(size: int) -> bytes:
-        return asyncio.run_coroutine_threadsafe(piece(), loop).result()
-
-    return read
 
 
 class Piped(Generic[T]):

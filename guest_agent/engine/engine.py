@@ -13,6 +13,7 @@ from guest_agent.engine.store import Store
 from guest_agent.engine.volumes import Volumes
 from guest_agent.engine.watches import Watches
 from guest_agent.images import ImageStore
+from guest_agent.images.config import RegistryConfig
 from guest_agent.roots import Roots
 from guest_agent.runtime.client import Monitor
 
@@ -26,7 +27,15 @@ class Engine:
         self.roots = roots
         self.config = config
         self.events = EventBus()
-        self.images = ImageStore(roots)
+        self.images = ImageStore(
+            roots,
+            RegistryConfig(
+                mirrors=config.registry_mirrors,
+                insecure=config.insecure_registries,
+                concurrent_downloads=config.max_concurrent_downloads,
+                attempts=config.max_download_attempts,
+            ),
+        )
         self.watches = Watches()
         self._store = Store(roots.data_path("engine.db"))
         self.containers = Containers(self._store)

@@ -6,15 +6,16 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from guest_agent.engine import image_filters
-from guest_agent.engine.background import blocking_reader, in_thread
 from guest_agent.engine.events import EventBus
 from guest_agent.engine.image_delete import Record, Removal, attributes, names
 from guest_agent.engine.state import NEVER, rfc3339
 from guest_agent.errors import EngineError, InvalidParameter
 from guest_agent.images import Image, ImageStore, reference
+from guest_agent.images.auth import Credentials
 from guest_agent.images.load import Loaded, import_tar, load
 from guest_agent.images.platforms import Platform
 from guest_agent.images.reference import Reference
+from guest_agent.threads import blocking_reader, in_thread
 
 # Keys of an image configuration's "config" that API 1.50 and later show, when they have a value.
 _CONFIG_KEYS = (
@@ -255,6 +256,21 @@ class Images:
         self._events.publish("image", "prune", "", {"reclaimed": str(reclaimed)})
         return {"ImagesDeleted": records or None, "SpaceReclaimed": reclaimed}
 
+    async def pull(
+        self, ref: Reference, platform: Platform | None, credentials: Credentials | None, say: Say
+    ) -> None:
+        """Pulls a tag or a digest, telling as dockerd does. Raises as `ImageStore.pull` does."""
+        await self.store.pull(ref, platform, credentials, say)
+        self._tell("pull", ref.familiar, ref.familiar_name)
+
+    async def pull_all(
+        self, ref: Reference, platform: Platform | None, credentials: Credentials | None, say: Say
+    ) -> None:
+        """Pulls all tags of a repository."""
+        tags = await in_thread(lambda: self.store.puller().tags(ref, credentials), "images-tags")
+        for tag in tags:
+            await self.pull(ref.with_tag(tag), platform, credentials, say)
+
     async def load(
         self, pieces: AsyncIterator[bytes], say: Say, quiet: bool = False, platform: Platform | None = None
     ) -> None:
@@ -293,8 +309,9 @@ class Images:
         return done
 
     def _tell(self, action: str, id: str, name: str) -> None:
+        """Publishes an event about an image."""
         try:
-            image = self.store.by_id(id)
+            image = self.store.get(id)
         except EngineError:
             image = None
         self._events.publish("image", action, id, attributes(image, name))

@@ -144,13 +144,13 @@ class BlobStore:
             reference.check_digest(expected)
         return BlobWriter(self, expected.partition(":")[0] or "sha256")
 
-    def put(self, data: bytes) -> str:
-        """Stores `data`, if it is not here yet, and returns its digest."""
-        digest = digest_of(data)
+    def put(self, data: bytes, digest: str = "") -> str:
+        """Stores `data`, if it is not here yet, and returns its digest; `digest` is the one it must have."""
+        digest = digest or digest_of(data)
         if not self.has(digest):
-            with self.writer() as writer:
+            with self.writer(digest) as writer:
                 writer.write(data)
-                writer.commit()
+                writer.commit(digest)
         return digest
 
     def delete(self, digest: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from guest_agent.images import tar
 from guest_agent.images.extract import LIMITS, Extractor, Limits, clean, explain
@@ -125,18 +125,17 @@ class LayerExtractor(Extractor):
         would show ours. A whiteout of what is not there is dropped, since overlay shows it in directories it
         does not merge.
         """
-        roots = [RootFd.at(path) for path in below]
+        lower = _Lower(below)
         try:
             for path in sorted(self._implied):
-                for root in roots:
+                for root in lower:
                     if self._inherit(root, path):
                         break
             for path in self._whiteouts:
-                if not any(_has(root, path) for root in roots):
+                if not any(_has(root, path) for root in lower):
                     self._drop_whiteout(path)
         finally:
-            for root in roots:
-                root.close()
+            lower.close()
         self.finish()
 
     def _inherit(self, lower: RootFd, path: str) -> bool:
@@ -185,6 +184,24 @@ def copy_dir_metadata(source: int, target: int) -> None:
                 if e.errno not in (errno.ENOTSUP, errno.EPERM):
                     raise
     os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+class _Lower:
+    """The layers below, topmost first, each opened when a search gets as far: most end at the first."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = paths
+        self._roots: list[RootFd] = []
+
+    def __iter__(self) -> Iterator[RootFd]:
+        for index, path in enumerate(self._paths):
+            if index == len(self._roots):
+                self._roots.append(RootFd.at(path))
+            yield self._roots[index]
+
+    def close(self) -> None:
+        for root in self._roots:
+            root.close()
 
 
 def _has(root: RootFd, path: str) -> bool:

@@ -14,18 +14,25 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guest_agent.errors import Conflict, InternalError, InvalidParameter, NotFound, Unavailable
 from guest_agent.images import reference
+from guest_agent.images.config import RegistryConfig
 from guest_agent.images.content import BlobStore
 from guest_agent.images.metadata import Metadata
 from guest_agent.images.reference import Reference
 from guest_agent.images.snapshots import MAX_LAYERS, Snapshots, chain_ids
 from guest_agent.roots import Roots
 from guest_agent.runtime.types import Overlay
+from guest_agent.threads import in_thread
+
+if TYPE_CHECKING:
+    from guest_agent.images.auth import Credentials
+    from guest_agent.images.platforms import Platform
+    from guest_agent.images.pull import Puller
 
 _CACHED_CONFIGS = 256
 
@@ -95,7 +102,9 @@ class Lease:
 class ImageStore:
     """The image store of one engine, below DATA/images. One process at a time."""
 
-    def __init__(self, roots: Roots) -> None:
+    def __init__(self, roots: Roots, registries: RegistryConfig | None = None) -> None:
+        self.registries = registries or RegistryConfig()
+        self._puller: Puller | None = None
         self.root = roots.data_path("images")
         os.makedirs(self.root, mode=0o700, exist_ok=True)
         self._lock_fd = os.open(os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -154,10 +163,9 @@ class ImageStore:
                 return id
             raise _no_such_image(id)
         ref = reference.parse(name)
-        wanted = f"{ref.name}@{ref.digest}" if ref.digest else str(ref.with_default_tag())
-        row = self.metadata.row("SELECT image FROM names WHERE name = ?", (wanted,))
-        if row:
-            return str(row[0])
+        id = self.named(ref.with_digest(ref.digest) if ref.digest else ref.with_default_tag())
+        if id:
+            return id
         prefix = name.removeprefix("sha256:")
         if prefix and all(c in "0123456789abcdef" for c in prefix):
             found = self.metadata.rows(
@@ -167,6 +175,11 @@ class ImageStore:
             if len(found) == 1:
                 return str(found[0][0])
         raise _no_such_image(ref.with_default_tag().familiar)
+
+    def named(self, ref: Reference) -> str:
+        """The id of the image that has exactly this name; "" when none has."""
+        row = self.metadata.row("SELECT image FROM names WHERE name = ?", (str(ref),))
+        return str(row[0]) if row else ""
 
     def by_id(self, id: str) -> Image:
         """The image with this id; NotFound."""
@@ -233,6 +246,38 @@ class ImageStore:
             "SELECT chain, parent, diff, size, blob, media_type FROM layers WHERE chain = ?", (chain,)
         )
         return LayerRow(*row) if row else None
+
+    # -- pulling -----------------------------------------------------------------------------------
+
+    async def pull(
+        self,
+        ref: Reference,
+        platform: Platform | None = None,
+        credentials: Credentials | None = None,
+        progress: Callable[[dict[str, Any]], None] = lambda message: None,
+    ) -> str:
+        """Pulls a tag or digest and returns the image's id; `progress` is called from a thread.
+
+        Raises NotFound, Unauthorized, Unavailable and InvalidParameter in dockerd's words. Cancelling it
+        cancels the transfer, unless another pull waits for the same layers.
+        """
+        cancelled = threading.Event()
+        try:
+            pulled = await in_thread(
+                lambda: self.puller().pull(ref, platform, credentials, progress, cancelled), "images-pull"
+            )
+        finally:
+            cancelled.set()
+        return pulled.image.id
+
+    def puller(self) -> Puller:
+        """What talks to registries; its libraries are loaded at the first use."""
+        from guest_agent.images.pull import Puller
+
+        with self.lock:
+            if self._puller is None:
+                self._puller = Puller(self, self.registries)
+            return self._puller
 
     # -- putting in --------------------------------------------------------------------------------
 

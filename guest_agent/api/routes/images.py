@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -14,7 +15,8 @@ from guest_agent.engine.background import Messages
 from guest_agent.engine.engine import Engine
 from guest_agent.engine.images import Images, repository_tag
 from guest_agent.errors import EngineError, InvalidParameter
-from guest_agent.images import platforms
+from guest_agent.images import platforms, reference
+from guest_agent.images.auth import Credentials
 from guest_agent.images.platforms import Platform
 
 
@@ -81,6 +83,8 @@ class _Routes:
     async def create(self, request: Request) -> StreamingResponse:
         query = request.query
         platform = platforms.parse(query.get("platform")) if query.get("platform") else None
+        if query.get("fromImage"):
+            return await self._pull(request, platform)
         source = query.get("fromSrc")
         name = None
         if query.get("repo"):
@@ -93,6 +97,34 @@ class _Routes:
             messages.emit({"status": loaded.image.id})
 
         return await _messages(import_)
+
+    async def _pull(self, request: Request, platform: Platform | None) -> StreamingResponse:
+        auth = credentials(request.headers.get("x-registry-auth", ""))
+        ref = reference.parse(request.query.get("fromImage"))
+        tag = request.query.get("tag")
+        if tag:
+            ref = ref.with_digest(tag) if ":" in tag else ref.with_tag(tag)
+        pull = self._images.pull if ref.tag or ref.digest else self._images.pull_all
+        return await _messages(lambda messages: pull(ref, platform, auth, messages.emit))
+
+
+def credentials(header: str) -> Credentials | None:
+    """The X-Registry-Auth header: base64url of Docker's AuthConfig as JSON. InvalidParameter."""
+    if not header:
+        return None
+    try:
+        padded = header.rstrip("=").translate(str.maketrans("+/", "-_")) + "=" * (
+            -len(header.rstrip("=")) % 4
+        )
+        config = json.loads(base64.urlsafe_b64decode(padded) or b"{}")
+        username, password = (str(config.get(key) or "") for key in ("username", "password"))
+        if not username and config.get("auth"):
+            username, _, password = base64.b64decode(config["auth"]).decode().partition(":")
+        return Credentials(
+            username, password, str(config.get("identitytoken") or ""), str(config.get("registrytoken") or "")
+        )
+    except (ValueError, AttributeError, TypeError) as e:
+        raise InvalidParameter(f"invalid X-Registry-Auth header: {e}")
 
 
 def _platform_json(text: str) -> Platform | None:
