@@ -105,14 +105,18 @@ class RootFd:
     def read(self, path: str, limit: int = 1 << 20) -> bytes:
         """The first `limit` bytes of a regular file; OSError EINVAL when it is something else."""
         fd = self.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        with open(fd, "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
                 raise OSError(_EINVAL, "not a regular file", path)
             chunks = []
-            while limit > 0 and (chunk := file.read(min(limit, 1 << 20))):
+            size = status.st_size + 1  # files of procfs say 0
+            while limit > 0 and (chunk := os.read(fd, min(limit, max(size, 4096), 1 << 20))):
                 chunks.append(chunk)
                 limit -= len(chunk)
             return b"".join(chunks)
+        finally:
+            os.close(fd)
 
     def listdir(self, path: str) -> list[str]:
         """The names in a directory."""

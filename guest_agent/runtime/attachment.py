@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, socket
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
 from .loop import ERROR, HANGUP, READ, WRITE, Loop
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .stdio import Streams
 
 CHUNK = 32 * 1024  # also the longest frame: some clients cannot take more at once

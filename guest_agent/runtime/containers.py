@@ -11,15 +11,19 @@ import sys
 import time
 from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from guest_agent.kernel import syscalls as s
 
 from . import cgroups, console, launch
 from .jsonlog import JsonLog, compress_file
 from .loop import READ, Loop
+from .process import changed_signals
 from .stage import StageError
 from .stdio import Streams
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _SIGKILL = 9
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1
@@ -58,6 +62,7 @@ class Host:
         self.staging = os.path.join(run, "rootfs")
         os.makedirs(self.staging, mode=0o700, exist_ok=True)
         os.makedirs(os.path.join(run, "containers"), mode=0o700, exist_ok=True)
+        self.signals = changed_signals()
         network = os.stat("/proc/self/ns/net")
         self.network = (network.st_dev, network.st_ino)
 
@@ -335,11 +340,11 @@ class Container:
         job.staging = self._host.staging
         job.host_network = self._host.network
         job.oom_score_adj = self._host.oom_score_adj
+        job.signals = self._host.signals
         return job
 
     def _make_group(self, resources: dict[str, Any]) -> None:
         self._host.deleting.pop(self._cgroup.path, None)
-        self._cgroup.delete()  # what an earlier life may have left
         self._cgroup.create()
         rules = resources.get("devices")
         if rules:

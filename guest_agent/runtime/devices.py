@@ -5,13 +5,16 @@ attached.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from guest_agent.kernel.paths import RootFd
 from guest_agent.kernel.syscalls import FsContext
 
 from .mount_options import MountOptions
 from .stage import StageError, in_init
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _DEFAULT = (  # runtime-spec config-linux.md, "Default Devices"
     ("null", 1, 3),

@@ -11,7 +11,10 @@ import json.encoder
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _LINE_LIMIT = 16 * 1024  # dockerd's longest entry; what is longer is cut and goes on in the next
 _quote: Callable[[str], str] = json.encoder.encode_basestring

@@ -14,7 +14,6 @@ import gc
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from guest_agent.kernel import syscalls as s
 from guest_agent.kernel.overlay import open_overlay
@@ -27,8 +26,10 @@ from .mounts import CgroupView, Mount, Rootfs, open_binds, open_dev
 from .process import SYNC_FD
 from .stage import StageError, in_init
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
+    from typing import Any, NoReturn
 
 _NAMESPACES = {
     "mount": s.CLONE_NEWNS,
@@ -73,6 +74,7 @@ class Job:
         self.cgroup: cgroups.Cgroup | None = None
         self.in_cgroup = False  # born there (CLONE_INTO_CGROUP)
         self.pidfd = -1  # enter: the container's first process
+        self.signals: list[int] = []  # that are not at their defaults
         self.staging = ""  # an empty directory of ours
         self.oom_score_adj: int | None = None  # where the process asks for none
         self.host_network = (0, 0)  # device and inode of the host's network namespace
@@ -113,7 +115,7 @@ def run(job: Job, body: Any) -> NoReturn:
         gc.disable()
         sys.meta_path.clear()  # from here on nothing can be imported, whatever a path leads to
         sys.path.clear()
-        process.reset_signals()
+        process.reset_signals(job.signals)
         s.prctl(s.PR_SET_PDEATHSIG, _SIGKILL)
         _close_others(job.descriptors())
         os.umask(0)
@@ -448,8 +450,8 @@ def _become(job: Job, spec: dict[str, Any], identity: users.Identity, slave: int
     os.setsid()
     seccomp = process.Filter()
     if job.seccomp >= 0:
-        seccomp = process.Filter(os.pread(job.seccomp, 1 << 20, 0), job.seccomp_flags)
-    # Above the streams and the place of the socket, so that no dup2 overwrites what another needs.
+        size = os.fstat(job.seccomp).st_size
+        seccomp = process.Filter(os.pread(job.seccomp, size, 0), job.seccomp_flags)
     if slave >= 0:
         console.take(slave)
     else:

@@ -25,13 +25,16 @@ from _socket import (
 )
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from guest_agent.kernel import syscalls as s
 
 from . import cgroups, protocol
 from .containers import Container, Failure, Host, Process
 from .loop import READ, WRITE, Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 AGENT_FD = 3
 _OOM_SCORE_ADJ = -999

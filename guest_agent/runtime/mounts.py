@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Any
 
 from guest_agent.kernel import syscalls as s
 from guest_agent.kernel.paths import O_PATH, RootFd, open_in_root
@@ -19,6 +18,10 @@ from guest_agent.kernel.paths import O_PATH, RootFd, open_in_root
 from .devices import new_dev
 from .mount_options import MountOptions
 from .stage import StageError, in_init, strerror
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _ENOENT, _EINVAL, _ELOOP, _ENOTDIR, _EACCES = 2, 22, 40, 20, 13
 _MOVE = s.MOVE_MOUNT_F_EMPTY_PATH | s.MOVE_MOUNT_T_EMPTY_PATH

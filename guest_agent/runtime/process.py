@@ -11,13 +11,16 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from typing import Any
 
 from guest_agent.kernel import syscalls
 from guest_agent.kernel.syscalls import prctl
 
 from .stage import StageError, in_init, strerror
 from .users import Identity
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _ENOENT, _EACCES, _EPERM, _EISDIR, _EINVAL, _ENOTDIR = 2, 13, 1, 21, 22, 20
 _RLIMITS = {
@@ -43,16 +46,28 @@ _SIGKILL = 9
 SYNC_FD = 3
 
 
-def reset_signals() -> None:
-    """Default dispositions and nothing blocked, as a new program expects; CPython and the monitor ignore
-    some.
-    """
-    for number in signal.valid_signals():
+def _last_capability() -> int:
+    number = 0
+    while True:
         try:
-            if signal.getsignal(number) != signal.SIG_DFL:
-                signal.signal(number, signal.SIG_DFL)
-        except (OSError, ValueError):
-            pass  # SIGKILL, SIGSTOP
+            prctl(syscalls.PR_CAPBSET_READ, number + 1)
+        except OSError:  # EINVAL: one the kernel does not know
+            return number
+        number += 1
+
+
+_LAST_CAPABILITY = _last_capability()
+
+
+def changed_signals() -> list[int]:
+    """The signals this process does not leave to their defaults: CPython and the monitor ignore some."""
+    return [number for number in signal.valid_signals() if signal.getsignal(number) != signal.SIG_DFL]
+
+
+def reset_signals(numbers: list[int]) -> None:
+    """Default dispositions and nothing blocked, as a new program expects."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -98,15 +113,9 @@ class Capabilities:
 
     def drop_bounding(self) -> None:
         """Takes everything else out of the bounding set."""
-        number = 0
-        while True:
-            try:
-                held = prctl(syscalls.PR_CAPBSET_READ, number)
-            except OSError:  # EINVAL: past the kernel's last capability
-                return
-            if held and not self.bounding >> number & 1:
+        for number in range(_LAST_CAPABILITY + 1):
+            if not self.bounding >> number & 1:
                 prctl(syscalls.PR_CAPBSET_DROP, number)
-            number += 1
 
     def keep_for_filter(self) -> None:
         """Just after the ids changed: the final sets, and what loading the filter needs besides."""

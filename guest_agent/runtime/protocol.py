@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import os
 import struct
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
+    from typing import Any
 
 VERSION = 1
 _INLINE = 60_000  # well below the default send buffer
@@ -25,7 +26,7 @@ _BUFFER = 1 << 16
 _SOL_SOCKET, _SCM_RIGHTS, _MSG_CMSG_CLOEXEC = 1, 1, 0x40000000
 _ANCILLARY = (_MAX_FDS + 1) * 4 + 64
 
-Message = dict[str, Any]
+Message = dict[str, "Any"]
 
 
 def send(sock: socket, message: Message, fds: list[int] | tuple[int, ...] = (), flags: int = 0) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from .attachment import CHUNK, Client
 from .loop import READ, WRITE, Loop
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .jsonlog import JsonLog
 
 _EXIT_SECONDS = 0.1

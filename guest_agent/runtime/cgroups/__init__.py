@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import builtins
 from functools import lru_cache
-from typing import Any
 
 from .base import Cgroup, Resources
 from .devices import IMPLIED as IMPLIED_DEVICES
 from .v1 import CgroupV1
 from .v2 import CgroupV2
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 DEFAULT_PARENT = "/wherry"
 _ROOT = "/sys/fs/cgroup"

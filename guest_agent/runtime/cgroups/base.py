@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
-Resources = dict[str, Any]  # OCI linux.resources
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+Resources = dict[str, "Any"]  # OCI linux.resources
 
 _SIGKILL = 9
 _ENOENT, _EBUSY, _ENODEV = 2, 16, 19
@@ -63,20 +66,38 @@ def table(text: str) -> dict[str, int]:
 
 
 def make(root: str, path: str) -> list[str]:
-    """mkdir -p of `path` below the mount point `root`; the directories on the way that are new, outermost
-    first.
+    """mkdir -p of the group `path` below the mount point `root`; the new directories, outermost first.
+
+    A group that is there is from an earlier life and is made anew; OSError EBUSY when processes are in it.
     """
+    group = root + path
+    try:
+        os.mkdir(group, 0o755)
+        return [group]
+    except FileExistsError:
+        if not remove(group):
+            raise OSError(_EBUSY, "the group exists and is in use", group) from None
+        os.mkdir(group, 0o755)
+        return [group]
+    except FileNotFoundError:
+        parent = path.rpartition("/")[0]
+        made = make_parents(root, parent)
+        os.mkdir(group, 0o755)
+        return [*made, group]
+
+
+def make_parents(root: str, path: str) -> list[str]:
+    """mkdir -p of `path` below `root`, what is there stays; the new directories, outermost first."""
     made = []
     current = root
     for name in path.split("/"):
-        if not name:
-            continue
-        current = f"{current}/{name}"
-        try:
-            os.mkdir(current, 0o755)
-            made.append(current)
-        except FileExistsError:
-            pass
+        if name:
+            current = f"{current}/{name}"
+            try:
+                os.mkdir(current, 0o755)
+                made.append(current)
+            except FileExistsError:
+                pass
     return made
 
 
@@ -142,7 +163,7 @@ class Cgroup:
         self.path = path
 
     def create(self) -> None:
-        """Makes the group in every hierarchy, its parents too."""
+        """Makes the group in every hierarchy, its parents too; anew when it is there without processes."""
         raise NotImplementedError
 
     def set(self, resources: Resources) -> None:

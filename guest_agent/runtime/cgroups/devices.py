@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
 
-Rule = dict[str, Any]  # {"allow": bool, "type": "a|b|c", "major": int, "minor": int, "access": "rwm"}
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+Rule = dict[str, "Any"]  # {"allow": bool, "type": "a|b|c", "major": int, "minor": int, "access": "rwm"}
 
 # What every container needs, added after the configured rules as runc does: making nodes is harmless
 # without access.

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 from . import devices
 from .base import (
@@ -23,6 +22,10 @@ from .base import (
     table,
     write,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _ENOENT, _EINVAL, _EBUSY, _ETIMEDOUT = 2, 22, 16, 110
 _EPOLLIN = 1

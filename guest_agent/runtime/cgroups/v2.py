@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 from . import convert, devices
 from .base import (
@@ -21,6 +20,10 @@ from .base import (
     table,
     write,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _ENOENT, _EBUSY, _ETIMEDOUT, _EOPNOTSUPP = 2, 16, 110, 95
 _EPOLLPRI = 2
