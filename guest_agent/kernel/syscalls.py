@@ -253,6 +253,10 @@ def mount_setattr(
         raise _fail("mount_setattr", path or dirfd)
 
 
+class FsError(OSError):
+    """An error of a file system being configured; `strerror` is the kernel's own message."""
+
+
 class FsContext:
     """A file system being configured (fsopen(2), fsconfig(2), fsmount(2); Linux 5.2). Owns the context's fd.
 
@@ -277,9 +281,12 @@ class FsContext:
 
     def _fail(self, call: str, key: bytes | None) -> OSError:
         error = _fail(call, self._fstype)
-        messages = self.messages()
-        text = messages or f"{call}{f' {os.fsdecode(key)}' if key else ''}: {os.strerror(error.errno or 0)}"
-        return OSError(error.errno, text, self._fstype)
+        number = error.errno or 0
+        if messages := self.messages():
+            return FsError(number, messages, self._fstype)
+        return OSError(
+            number, f"{call}{f' {os.fsdecode(key)}' if key else ''}: {os.strerror(number)}", self._fstype
+        )
 
     def messages(self) -> str:
         """The kernel's error and warning messages so far; reading takes them out."""

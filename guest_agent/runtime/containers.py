@@ -163,11 +163,7 @@ class Process:
             except OSError:
                 data, ancillary = b"", []
             if not data:
-                self._host.loop.remove(self._sync.fileno())
-                self._sync.close()
-                self._sync = None
-                if self._about_to_execute and self._failure is None:
-                    self._started()
+                self._end_of_launch()
             elif data == b"x":
                 self._about_to_execute = True
             elif data == b"m":
@@ -190,10 +186,16 @@ class Process:
         self.pid, self._pidfd = pid, os.pidfd_open(pid)
         self._host.loop.add(self._pidfd, READ, lambda events: self._died())
 
-    def _started(self) -> None:
-        self.running = True
-        self.started_at = time.time()
-        self._on_start(None)
+    def _end_of_launch(self) -> None:
+        """Nothing more will be heard: it has executed, if it was about to and did not complain."""
+        assert self._sync is not None
+        self._host.loop.remove(self._sync.fileno())
+        self._sync.close()
+        self._sync = None
+        if self._about_to_execute and self._failure is None:
+            self.running = True
+            self.started_at = time.time()
+            self._on_start(None)
 
     def _died(self) -> None:
         pidfd = self._pidfd
@@ -207,10 +209,9 @@ class Process:
         assert status is not None
         self.code = status.si_status if status.si_code == os.CLD_EXITED else 128 + status.si_status
         self.finished_at = time.time()
-        if self._sync is not None:  # a child of the launch child, or a stray copy: it cannot execute any more
-            self._host.loop.remove(self._sync.fileno())
-            self._sync.close()
-            self._sync = None
+        if self._sync is not None:
+            # The child it was cloned by, about to exit, still has a copy; all that was to be said has been heard.
+            self._end_of_launch()
         if not self.running:
             self.ended = True
             self.streams.reject()

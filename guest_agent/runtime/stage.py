@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-Path = str | bytes
+from guest_agent.kernel.syscalls import FsError
 
 
 class StageError(Exception):
@@ -24,9 +24,7 @@ def strerror(error: OSError) -> str:
 
 def in_init(stage: str, what: str, error: OSError) -> StageError:
     """A failure inside the new container, as runc introduces it: `what` names the call and its object."""
-    text = error.strerror or ""
-    # A message of the kernel's file system context says more than the bare errno.
-    detail = text.lower() if text and " " in text and ":" in text and error.errno else strerror(error)
-    if not detail.endswith(strerror(error)):
-        detail = f"{detail}: {strerror(error)}"
+    detail = strerror(error)
+    if isinstance(error, FsError):
+        detail = f"{str(error.strerror).lower()}: {detail}"
     return StageError(stage, error.errno or 0, f"error during container init: {what}: {detail}")

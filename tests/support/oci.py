@@ -8,14 +8,16 @@ import secrets
 import shutil
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from guest_agent.roots import Roots
 from guest_agent.runtime import capabilities, seccomp
 from guest_agent.runtime.client import Monitor
 from guest_agent.runtime.types import Attachment, Exit, Launch, LogSpec, Overlay, Stdio
+
+T = TypeVar("T")
 
 BUSYBOX = "/bin/busybox"
 APPLETS = (
@@ -352,6 +354,47 @@ class Runtime:
         end = await self.wait(container_id, exec_id)
         await self.monitor.forget(container_id, exec_id)
         return Result(end.code, out.decode(), err.decode(), end)
+
+
+class Driver:
+    """A `Runtime` for tests that are not coroutines: each call runs the event loop until it is done."""
+
+    def __init__(self, top: Path) -> None:
+        self._runner = asyncio.Runner()
+        self.runtime = Runtime(top)
+        self.call(self.runtime.__aenter__())
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine."""
+        return self._runner.run(asyncio.wait_for(work, 60))
+
+    def run(self, *args: str, **more: Any) -> Result:
+        """`Runtime.run`."""
+        return self.call(self.runtime.run(*args, **more))
+
+    def start(self, *args: str, **more: Any) -> str:
+        """`Runtime.start`."""
+        return self.call(self.runtime.start(*args, **more))
+
+    def exec(self, container_id: str, *args: str, **more: Any) -> Result:
+        """`Runtime.exec`."""
+        return self.call(self.runtime.exec(container_id, *args, **more))
+
+    def kill(self, container_id: str) -> Exit:
+        """Kills a container and forgets it."""
+
+        async def end() -> Exit:
+            await self.runtime.monitor.kill(container_id, 9)
+            ended = await self.runtime.wait(container_id)
+            await self.runtime.monitor.forget(container_id)
+            return ended
+
+        return self.call(end())
+
+    def close(self) -> None:
+        """Ends containers and monitor."""
+        self.call(self.runtime.__aexit__())
+        self._runner.close()
 
 
 def new_id() -> str:
