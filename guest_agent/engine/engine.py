@@ -61,4 +61,3 @@ class Engine:
         await restore.let_go(self)
         await self.networks.close()
         self._store.close()
-        self.images.close()

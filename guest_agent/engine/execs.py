@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from guest_agent.errors import Conflict, EngineError, InvalidParameter, NotFound
-from guest_agent.runtime import capabilities
+from guest_agent.kernel.paths import RootFd
+from guest_agent.runtime import capabilities, users
+from guest_agent.runtime.stage import StageError
 from guest_agent.runtime.types import Attachment, LaunchError, Stdio
 
 from . import attach
@@ -120,8 +122,21 @@ def create(engine: Engine, item: Exec, name: str) -> None:
     check_running(item.container, name)
     if not item.command or not item.command[0]:
         raise InvalidParameter("No exec command specified")
+    if item.user:
+        _check_user(item)
     engine.containers.execs.add(item)
     _publish(engine, item, "exec_create: " + " ".join(item.command))
+
+
+def _check_user(item: Exec) -> None:
+    """Raises InvalidParameter for a user the container does not know, as dockerd does before the start."""
+    try:
+        with RootFd.at(f"/proc/{item.container.pid}/root") as root:
+            users.resolve(root, item.user, [])
+    except StageError as error:
+        raise InvalidParameter(error.text)
+    except OSError:
+        pass  # it has just ended, which the start will say
 
 
 async def start(

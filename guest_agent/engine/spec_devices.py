@@ -78,10 +78,10 @@ def _walk(top: str) -> Iterable[str]:
 
 
 def host_devices() -> list[dict[str, Any]]:
-    """Every device below this host's /dev, for a privileged container; the runtime makes /dev/console."""
+    """Every device below this host's /dev, for a privileged container, but those the runtime makes itself."""
     nodes = []
     for path in _walk("/dev"):
-        if path == "/dev/console":
+        if path in ("/dev/console", "/dev/ptmx"):
             continue
         try:
             node = device_node(path, path)
