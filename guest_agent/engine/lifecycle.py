@@ -18,6 +18,7 @@ from guest_agent.runtime.types import Exit, LaunchError
 
 from . import attach, health, launch, removal
 from .container_events import publish
+from .releases import disconnect
 from .restart import FIRST_WAIT
 from .signalling import cancel_restart, stop_running
 from .wait import Outcome
@@ -77,6 +78,7 @@ async def _start_failed(engine: Engine, container: Container, error: BaseExcepti
         container.waiters.stopped(Outcome(state.exit_code))
     clients, container.pending_attachments = container.pending_attachments, []
     attach.close(clients)
+    await disconnect(engine, container)
     engine.containers.releases.begin(engine, container)
     engine.containers.post(container)
     if container.host_config.auto_remove:
@@ -92,6 +94,7 @@ async def ended(engine: Engine, container: Container, exit: Exit) -> None:
         if not state.running or state.restarting:
             return  # told before
         health.stop(container)
+        await disconnect(engine, container)
         ran = max(0.0, exit.finished_at - state.started_at / 1e9)
         if exit.oom_killed and not state.oom_killed:
             oom(engine, container)

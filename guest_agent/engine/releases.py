@@ -1,7 +1,7 @@
-"""Giving back what an ended container had on this host, in the background.
+"""Giving back what an ended container had on this host.
 
-Its network namespace, addresses and ports, the volumes mounted for it, the mounts of its own, and the
-monitor's record of it. A container that starts waits only for what it may want itself: see `wait_for`.
+`disconnect` is what others may want at once: addresses, ports, volumes. The rest (the monitor's record of
+it, mounts of its own, files) goes in the background: see `Releases`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import logging
 import os
 import shutil
 from typing import TYPE_CHECKING
+
+from guest_agent.errors import EngineError
 
 from . import host_mounts, launch
 
@@ -41,11 +43,8 @@ class Releases:
             log.error("releasing container %s: %s", id, error, exc_info=error)
 
     async def wait_for(self, container: Container) -> None:
-        """Waits for this container's own release; for all when it wants a port or address one may hold."""
-        host = container.host_config
-        if host.port_bindings or any(each.ipam_config for each in container.record.networks.values()):
-            await self.wait()
-        elif (task := self._tasks.get(container.id)) is not None:
+        """Waits for this container's release, before it starts again."""
+        if (task := self._tasks.get(container.id)) is not None:
             await asyncio.wait((task,))
 
     async def wait(self) -> None:
@@ -54,18 +53,30 @@ class Releases:
             await asyncio.wait(list(self._tasks.values()))
 
 
+async def disconnect(engine: Engine, container: Container) -> None:
+    """Gives addresses, ports and volumes back; whoever hears of the container's end can have them."""
+    try:
+        await engine.networks.release(container.id)
+    except EngineError as error:
+        log.error("disconnecting container %s: %s", container.id, error.message)
+    for point in container.record.mounts:
+        if point.type == "volume":
+            try:
+                if await engine.volumes.unmount(point.name, container.id):
+                    values = {"container": container.id, "driver": point.driver}
+                    engine.events.publish("volume", "unmount", point.name, values)
+            except EngineError as error:
+                log.error("unmounting volume %s: %s", point.name, error.message)
+
+
 async def _release(
     engine: Engine, container: Container, forget_files: bool, before: asyncio.Task[None] | None
 ) -> None:
     if before is not None:
         await asyncio.wait((before,))
-    await engine.networks.release(container.id)
     await engine.monitor.forget(container.id)
     mounts = launch.mounts_directory(engine, container.id)
     await asyncio.to_thread(_unmount, mounts)
-    for point in container.record.mounts:
-        if point.type == "volume":
-            await engine.volumes.unmount(point.name, container.id)
     if forget_files:
         try:
             os.unlink(engine.roots.run_path("exits", container.id))

@@ -162,18 +162,19 @@ class Volumes:
             users.mounted_for.add(container_id)
         return path
 
-    async def unmount(self, name: str, container_id: str) -> None:
-        """The container has stopped."""
+    async def unmount(self, name: str, container_id: str) -> bool:
+        """The container has stopped; whether it had the volume mounted."""
         users = self._users.get(name)
         if users is None or container_id not in users.mounted_for:
-            return
+            return False
         users.mounted_for.discard(container_id)
         volume = self._volumes.get(name)
         if users.mounted_for or volume is None or not _has_device(volume):
-            return
+            return True
         async with self._mounting:
             if not users.mounted_for and is_mounted(self.path(name)):
                 await asyncio.to_thread(host_mounts.unmount, self.path(name))
+        return True
 
     def adopt(self, name: str, container_id: str) -> None:
         """A running container that an earlier agent started has this volume mounted."""
