@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ class OurEngine(Engine):
     def _note_containers(self) -> None:
         """Learn every container's id, to be able to ask later what is left of it."""
         try:
-            with docker.DockerClient(base_url=self.host, version="auto") as client:
+            with closing(docker.DockerClient(base_url=self.host, version="auto")) as client:
                 for event in client.events(decode=True, filters={"type": "container", "event": "create"}):
                     self.ids.add(event["Actor"]["ID"])
         except (DockerException, OSError, ValueError):  # the agent ended
