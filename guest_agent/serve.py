@@ -67,7 +67,6 @@ def main(arguments: list[str]) -> int:
         with ExitStack() as stack:
             roots, listeners = _prepare(config, stack)
             engine = Engine(roots, config)
-            stack.callback(engine.images.close)
             asyncio.run(_run(engine, listeners, ready))
         return 0
     except EngineError as error:
