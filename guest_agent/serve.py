@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import gc
-import importlib
 import logging
 import os
 import signal
@@ -17,6 +16,18 @@ from contextlib import ExitStack
 from guest_agent import __version__
 from guest_agent.api.listeners import Listener, group_id, open_listeners
 from guest_agent.api.router import Router
+from guest_agent.api.routes import (
+    container_files,
+    container_logs,
+    container_processes,
+    container_websocket,
+    containers,
+    exec,
+    images,
+    networks,
+    system,
+    volumes,
+)
 from guest_agent.api.server import Server
 from guest_agent.engine.config import Config, merge, parse_options, read_file, usage
 from guest_agent.engine.engine import Engine
@@ -26,16 +37,16 @@ from guest_agent.roots import Roots
 log = logging.getLogger(__name__)
 
 ROUTES = (
-    "system",
-    "containers",
-    "container_files",
-    "container_logs",
-    "container_processes",
-    "container_websocket",
-    "exec",
-    "images",
-    "networks",
-    "volumes",
+    system,
+    containers,
+    container_files,
+    container_logs,
+    container_processes,
+    container_websocket,
+    exec,
+    images,
+    networks,
+    volumes,
 )
 
 HANDLER_GRACE = 5.0  # seconds that running requests get at the end
@@ -121,12 +132,8 @@ async def _run(engine: Engine, listeners: list[Listener], ready: int | None) -> 
     _handle_signals(stop)
     await engine.start()
     router = Router()
-    for name in ROUTES:
-        try:
-            module = importlib.import_module(f"guest_agent.api.routes.{name}")
-        except ModuleNotFoundError:
-            continue
-        module.register(router, engine)
+    for routes in ROUTES:
+        routes.register(router, engine)
     server = Server(router)
     for listener in listeners:
         server.listen(listener.socket, listener.wrap)
@@ -140,8 +147,9 @@ async def _run(engine: Engine, listeners: list[Listener], ready: int | None) -> 
     await stop.wait()
     _notify_systemd("STOPPING=1")
     server.stop_listening()
+    await engine.stop_containers()  # whoever waits for them still hears of their end
     await server.close(HANDLER_GRACE)
-    await engine.stop()
+    await engine.close()
 
 
 def _handle_signals(stop: asyncio.Event) -> None:

@@ -25,10 +25,12 @@ from guest_agent.images.tree import TreeWriter
 from guest_agent.kernel.paths import O_PATH, RootFd
 from guest_agent.runtime import users
 from guest_agent.runtime.stage import StageError
+from guest_agent.runtime.types import Overlay
 from guest_agent.runtime.view import Part, with_view
 from guest_agent.threads import blocking_reader, in_thread
 
 from .container_events import publish
+from .create import root_of
 
 if TYPE_CHECKING:
     from .container import Container
@@ -160,9 +162,9 @@ async def _look(
             # It lends its root; its state may change while we work.
             container.lock.release()
             locked = False
-            root: Any = container.pid
+            root: Overlay | int = container.pid
         else:
-            root = engine.images.overlay(container.id)
+            root = root_of(engine, container)
         mounted: list[str] = []
         try:
             parts = await _parts(engine, container, mounted) if volumes else []

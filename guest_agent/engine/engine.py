@@ -19,7 +19,7 @@ from guest_agent.runtime.client import Monitor
 
 
 class Engine:
-    """Holds the parts of one engine. `start` before use, `stop` at the end."""
+    """Holds the parts of one engine. `start` before use; `stop_containers` and `close` at the end."""
 
     monitor: Monitor  # from `start` on; a new one when it was lost
 
@@ -51,13 +51,16 @@ class Engine:
         """Begins to start the containers whose restart policies want it; does not wait for them."""
         self._starting = asyncio.get_running_loop().create_task(restore.start_wanted(self))
 
-    async def stop(self) -> None:
-        """Stops the containers (with live-restore they run on), and closes what is open."""
+    async def stop_containers(self) -> None:
+        """Stops what runs; with live-restore containers run on."""
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.wait((self._starting,))
         if not self.config.live_restore:
             await restore.stop_all(self, float(self.config.shutdown_timeout))
+
+    async def close(self) -> None:
+        """Lets go of the containers and closes what is open; no request may be under way any more."""
         await restore.let_go(self)
         await self.networks.close()
         self._store.close()

@@ -42,6 +42,12 @@ def register(router: Router, engine: Engine) -> None:
 
         return Response(200, info.describe(engine, request.version))
 
+    async def system_df(request: Request) -> Response:
+        from guest_agent.engine.disk_usage import disk_usage
+
+        types = request.query.all("type") if request.version >= (1, 42) else []
+        return Response(200, await disk_usage(engine, types, request.version))
+
     async def events(request: Request) -> StreamingResponse:
         query = request.query
         since = parse_timestamp(query.get("since"), "since")
@@ -64,4 +70,5 @@ def register(router: Router, engine: Engine) -> None:
     router.add("HEAD", "/_ping", ping)
     router.add("GET", "/version", version)
     router.add("GET", "/info", info)
+    router.add("GET", "/system/df", system_df)
     router.add("GET", "/events", events)
