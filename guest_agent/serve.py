@@ -1,4 +1,8 @@
-"""Composes one engine and serves its API until a signal."""
+"""Composes one engine and serves its API until a signal.
+
+The monitor takes as long to start as most of our modules to load, so it is begun first, and they are loaded
+by the functions that use them.
+"""
 
 from __future__ import annotations
 
@@ -15,39 +19,12 @@ from contextlib import ExitStack
 
 from guest_agent import __version__
 from guest_agent.api.listeners import Listener, group_id, open_listeners
-from guest_agent.api.router import Router
-from guest_agent.api.routes import (
-    container_files,
-    container_logs,
-    container_processes,
-    container_websocket,
-    containers,
-    exec,
-    images,
-    networks,
-    system,
-    volumes,
-)
-from guest_agent.api.server import Server
 from guest_agent.engine.config import Config, merge, parse_options, read_file, usage
-from guest_agent.engine.engine import Engine
 from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter, NotSupported
 from guest_agent.roots import Roots
+from guest_agent.runtime.client import Begun, begin
 
 log = logging.getLogger(__name__)
-
-ROUTES = (
-    system,
-    containers,
-    container_files,
-    container_logs,
-    container_processes,
-    container_websocket,
-    exec,
-    images,
-    networks,
-    volumes,
-)
 
 HANDLER_GRACE = 5.0  # seconds that running requests get at the end
 
@@ -66,7 +43,6 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(USAGE + usage())
         return 0
-    ready: int | None = None
     try:
         values, others = parse_options(arguments)
         config_file = others.pop("--config", others.pop("--config-file", ""))
@@ -77,8 +53,8 @@ def main(arguments: list[str]) -> int:
         _set_up_logging(config)
         with ExitStack() as stack:
             roots, listeners = _prepare(config, stack)
-            engine = Engine(roots, config)
-            asyncio.run(_run(engine, listeners, ready))
+            monitor = begin(roots)
+            asyncio.run(_run(roots, config, monitor, listeners, ready))
         return 0
     except EngineError as error:
         hint = f"\n({error.hint})" if error.hint else ""
@@ -127,14 +103,18 @@ def _lock(path: str, what: str, stack: ExitStack) -> None:
     os.write(fd, b"%d\n" % os.getpid())
 
 
-async def _run(engine: Engine, listeners: list[Listener], ready: int | None) -> None:
+async def _run(
+    roots: Roots, config: Config, monitor: Begun, listeners: list[Listener], ready: int | None
+) -> None:
+    from guest_agent.api.routes import register
+    from guest_agent.api.server import Server
+    from guest_agent.engine.engine import Engine
+
     stop = asyncio.Event()
     _handle_signals(stop)
-    await engine.start()
-    router = Router()
-    for routes in ROUTES:
-        routes.register(router, engine)
-    server = Server(router)
+    engine = Engine(roots, config)
+    await engine.start(monitor)
+    server = Server(register(engine))
     for listener in listeners:
         server.listen(listener.socket, listener.wrap)
         log.info("API listens on %s", listener.host)

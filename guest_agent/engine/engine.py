@@ -15,7 +15,7 @@ from guest_agent.engine.watches import Watches
 from guest_agent.images import ImageStore
 from guest_agent.images.config import RegistryConfig
 from guest_agent.roots import Roots
-from guest_agent.runtime.client import Monitor
+from guest_agent.runtime.client import Begun, Monitor
 
 
 class Engine:
@@ -43,9 +43,12 @@ class Engine:
         self.networks = Networks(self)
         self._starting: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Takes over what an earlier agent left: containers that run, networks, volumes."""
-        await restore.take_over(self)
+    async def start(self, monitor: Begun | None = None) -> None:
+        """Takes over what an earlier agent left: containers that run, networks, volumes.
+
+        `monitor`: where it was begun already.
+        """
+        await restore.take_over(self, monitor)
 
     def start_containers(self) -> None:
         """Begins to start the containers whose restart policies want it; does not wait for them."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from guest_agent.errors import EngineError, NotFound
 from guest_agent.network.types import SandboxState
-from guest_agent.runtime.client import Monitor
+from guest_agent.runtime.client import Begun, Monitor
 from guest_agent.runtime.types import Exit, Running
 
 from . import execs, health, host_mounts, launch, lifecycle, pausing, removal, signalling, signals
@@ -37,8 +37,8 @@ KILLED_EXIT = 128 + signals.KILL
 _tasks: set[asyncio.Task[None]] = set()
 
 
-async def connect(engine: Engine) -> Monitor:
-    """Joins or starts the monitor."""
+async def connect(engine: Engine, begun: Begun | None = None) -> Monitor:
+    """Joins or starts the monitor, unless that has `begun`."""
     loop = asyncio.get_running_loop()
 
     def on_exit(exit: Exit) -> None:
@@ -60,7 +60,7 @@ async def connect(engine: Engine) -> Monitor:
         log.error("the monitor has ended: its containers are gone")
         _spawn(loop, lost(engine))
 
-    return await Monitor.connect(engine.roots, on_exit, on_oom, on_lost)
+    return await Monitor.connect(engine.roots, on_exit, on_oom, on_lost, begun)
 
 
 def _spawn(loop: asyncio.AbstractEventLoop, work: Coroutine[object, object, None]) -> None:
@@ -88,7 +88,7 @@ async def lost(engine: Engine) -> None:
             await _gone(engine, container, KILLED_EXIT, now, "killed: the container's monitor ended")
 
 
-async def take_over(engine: Engine) -> None:
+async def take_over(engine: Engine, begun: Begun | None = None) -> None:
     """Brings the engine's containers up to date. `start_wanted` is to follow once the API answers."""
     containers = engine.containers
     containers.load()
@@ -98,7 +98,7 @@ async def take_over(engine: Engine) -> None:
         for point in container.record.mounts:
             if point.type == "volume":
                 engine.volumes.refer(point.name, container.id)
-    engine.monitor = await connect(engine)
+    engine.monitor = await connect(engine, begun)
     running = engine.monitor.running()
     alive = {id: each for id, each in running.items() if each.exit is None}
     await engine.networks.start([SandboxState(id, each.pid) for id, each in alive.items()])

@@ -22,6 +22,31 @@ from .types import Attachment, Exit, Launch, LaunchError, Running, Stdio
 _ERRORS = {"notfound": NotFound, "conflict": Conflict}
 
 
+class Begun:
+    """A connection to a monitor that is there (`pid` 0), or that is starting as our child."""
+
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        self.connection = connection
+        self.pid = pid
+
+
+def begin(roots: Roots) -> Begun:
+    """Joins the monitor of these roots or starts one, without waiting for it; for before the event loop.
+
+    A new one comes after `clean_up`: what a killed monitor left (processes in our control groups, state) is
+    gone. Blocks for that. Raises Unavailable when no monitor can be started.
+    """
+    connection = _join(roots)
+    if connection is not None:
+        return Begun(connection, 0)
+    os.makedirs(roots.run, mode=0o710, exist_ok=True)
+    clean_up(roots.run)
+    try:
+        return Begun(*spawn_monitor(roots.run))
+    except OSError as e:
+        raise Unavailable(f"cannot start the monitor: {e}") from e
+
+
 class Monitor:
     """A connection to the monitor of one engine. All methods are for the event loop's thread."""
 
@@ -55,23 +80,18 @@ class Monitor:
         on_exit: Callable[[Exit], None],
         on_oom: Callable[[str], None],
         on_lost: Callable[[], None],
+        begun: Begun | None = None,
     ) -> Monitor:
-        """Joins the monitor of these roots or starts one.
+        """Joins the monitor of these roots or starts one, unless that has `begun`.
 
-        A new one comes after `clean_up`: what a killed monitor left (processes in our control groups,
-        state) is gone. The callbacks are called on the event loop. `on_lost`: the monitor died, and its
-        containers are dead. Raises Unavailable when no monitor can be started.
+        The callbacks are called on the event loop. `on_lost`: the monitor died, and its containers are dead.
+        Raises Unavailable when no monitor can be started.
         """
-        connection = _join(roots)
-        if connection is None:
-            os.makedirs(roots.run, mode=0o710, exist_ok=True)
-            await asyncio.to_thread(clean_up, roots.run)
-            try:
-                connection, pid = spawn_monitor(roots.run)
-            except OSError as e:
-                raise Unavailable(f"cannot start the monitor: {e}") from e
-            _reap(pid)
-        self = cls(roots, connection, on_exit, on_oom, on_lost)
+        if begun is None:
+            begun = await asyncio.to_thread(begin, roots)
+        if begun.pid:
+            _reap(begun.pid)
+        self = cls(roots, begun.connection, on_exit, on_oom, on_lost)
         self._closing = True  # until it has answered, its end is an error of ours
         try:
             state = await self._ask({"op": "hello", "version": protocol.VERSION})

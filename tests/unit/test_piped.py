@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from guest_agent.engine.background import Piped, in_thread
+from guest_agent.engine.background import Piped
+from guest_agent.threads import in_thread
 
 
 def piped(work: object) -> Piped[str]:

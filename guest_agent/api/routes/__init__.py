@@ -1,1 +1,39 @@
-"""Routes of the Engine API, one module a resource."""
+"""One module a resource, each with `register(router, engine)`."""
+
+from __future__ import annotations
+
+from guest_agent.api.router import Router
+from guest_agent.api.routes import (
+    container_files,
+    container_logs,
+    container_processes,
+    container_websocket,
+    containers,
+    exec,
+    images,
+    networks,
+    system,
+    volumes,
+)
+from guest_agent.engine.engine import Engine
+
+MODULES = (
+    system,
+    containers,
+    container_files,
+    container_logs,
+    container_processes,
+    container_websocket,
+    exec,
+    images,
+    networks,
+    volumes,
+)
+
+
+def register(engine: Engine) -> Router:
+    """All routes of the API."""
+    router = Router()
+    for module in MODULES:
+        module.register(router, engine)
+    return router
