@@ -34,7 +34,11 @@ def state(engine: OurEngine, name: str) -> dict[str, Any]:
 
 
 def alive(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
+    """Whether a process runs; one that its new parent has not reaped yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def ticks(engine: OurEngine, name: str) -> list[int]:
