@@ -25,10 +25,10 @@ def commit(
     author: str = "",
     comment: str = "",
     created_by: str = "",
-) -> tuple[Image, list[str]]:
+) -> Image:
     """Makes an image of a container, whose image configuration's "config" becomes `config`. Blocks.
 
-    Returns it, and the tags that stood for another image before. Raises NotFound, Unavailable (disk full).
+    Raises NotFound, Unavailable (disk full).
     """
     image_id, chains = store.root_of(container_id)
     try:
@@ -63,7 +63,7 @@ def commit(
             "rootfs": {"type": "layers", "diff_ids": diffs},
         }
         names: Sequence[Reference] = [name.with_default_tag()] if name else []
-        return add_image(store, lease, manifest.encode(document), blobs, names, image_id if parent else "")
+        return add_image(store, lease, manifest.encode(document), blobs, names, image_id if parent else "")[0]
 
 
 def _layer(store: ImageStore, lease: Lease, container_id: str) -> tuple[Descriptor, str] | None:
