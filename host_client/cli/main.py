@@ -1,0 +1,127 @@
+"""The way in: global options, the command by table, and what becomes of errors.
+
+This is the hot path of every command. It parses by hand and imports only the command it runs; typer, and rich
+with it, come in for help and completion (`cli.app`), which are built from the same declarations.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from host_client.cli import output, table
+from host_client.cli.errors import CliError, Exit, HelpWanted
+from host_client.cli.flags import Command, parse, usage_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from host_client.cli.flags import Parsed
+
+ROOT = Command("COMMAND", lambda: 0, 0, None, table.GLOBAL_FLAGS, interspersed=False)
+COMPLETION_VARIABLE = "_WHERRY_COMPLETE"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line (without the program's name); its exit status."""
+    if COMPLETION_VARIABLE in os.environ:
+        from host_client.cli.app import complete
+
+        return complete()
+    try:
+        return _run(argv)
+    except Exit as ended:
+        return ended.status
+    except CliError as error:
+        output.report(error.message, error.hint)
+        return error.status
+    except BrokenPipeError:
+        return 141  # as if SIGPIPE had ended us
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return _reported(error)
+
+
+def _run(argv: Sequence[str]) -> int:
+    path: list[str] = []
+    try:
+        return _dispatch(parse("", ROOT, argv), path)
+    except HelpWanted:
+        from host_client.cli.app import show_help
+
+        return show_help(path)
+
+
+def _reported(error: Exception) -> int:
+    from host_client.config import ConfigError
+    from host_client.engine_api.errors import EngineApiError
+
+    if isinstance(error, EngineApiError):
+        output.report(error.message, error.hint)
+        return 1
+    if isinstance(error, ConfigError):
+        output.report(str(error))
+        return 1
+    import traceback
+
+    output.err("".join(traceback.format_exception(error)))
+    output.report(
+        f"{type(error).__name__}: {error}",
+        "this is a fault of wherry itself; please report it with the lines above",
+    )
+    return 1
+
+
+def _dispatch(settings: Parsed, path: list[str]) -> int:
+    words = settings.args
+    if settings["version"]:
+        from host_client import VERSION
+
+        output.line(f"Wherry version {VERSION}")
+        return 0
+    if not words:
+        raise HelpWanted
+    name, rest = words[0], words[1:]
+    if name == "help":
+        path.extend(rest)
+        raise HelpWanted
+    if name in table.GROUPS:
+        path.append(name)
+        settled = parse(name, Command("COMMAND", lambda: 0, 0, None, interspersed=False), rest)
+        if not settled.args:
+            raise HelpWanted
+        found = table.entry(name, settled.args[0])
+        if found is None:
+            raise _unknown(settled.args[0], name, list(table.GROUPS[name][1]))
+        name, rest = f"{name} {settled.args[0]}", settled.args[1:]
+        path.append(settled.args[0])
+    else:
+        found = table.entry(name)
+        if found is None:
+            raise _unknown(name, "", table.names())
+        path.append(name)
+    command = table.load(found)
+    parsed = parse(name, command, rest)
+    from host_client.cli.session import Session
+
+    return command.run(Session(settings), parsed) or 0
+
+
+def _unknown(word: str, group: str, known: list[str]) -> CliError:
+    import difflib
+
+    close = difflib.get_close_matches(word, known, 2, 0.6)
+    error = usage_error(
+        group,
+        f"unknown command: wherry {f'{group} ' if group else ''}{word}",
+        " or ".join(f"'{name}'" for name in close),
+        status=1,
+    )
+    return error
+
+
+def run_and_quit() -> None:
+    """The launcher's entry: run `sys.argv` and end the process at once."""
+    output.quit_now(main(sys.argv[1:]))

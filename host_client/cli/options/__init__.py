@@ -1,0 +1,1 @@
+"""Options of `run` and `create`, from the command line to the Engine API's container configuration."""

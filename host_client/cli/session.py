@@ -1,0 +1,89 @@
+"""What a command needs from its surroundings: the engine it talks to and the user's configuration, both when
+asked.
+"""
+
+from __future__ import annotations
+
+import os
+
+from host_client.engine_api.client import Client
+from host_client.engine_api.endpoint import Endpoint, Tls, parse_host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from host_client.cli.flags import Parsed
+    from host_client.config import Config
+
+
+class Session:
+    """One invocation of the command line."""
+
+    def __init__(self, settings: Parsed) -> None:
+        self.settings = settings
+        self._client: Client | None = None
+        self._config: Config | None = None
+
+    @property
+    def config(self) -> Config:
+        """The user's docker configuration file."""
+        if self._config is None:
+            from host_client.config import load
+
+            self._config = load(self.settings["config"])
+        return self._config
+
+    @property
+    def client(self) -> Client:
+        """The client for the chosen engine; starts the native one where none was chosen and none runs."""
+        if self._client is None:
+            chosen = self.chosen_host()
+            if chosen:
+                self._client = self.connect(parse_host(chosen, self.tls()))
+            else:
+                from host_client import native
+
+                connection = native.find_or_start()
+                self._client = self.connect(connection.endpoint)
+                self._client.adopt(connection)
+        return self._client
+
+    def connect(self, endpoint: Endpoint) -> Client:
+        """A client for an engine, with the headers that the configuration adds."""
+        return Client(endpoint, self.config.http_headers())
+
+    def chosen_host(self) -> str:
+        """The engine's address from `--host` or DOCKER_HOST, "" for the native one.
+
+        Raises:
+            UsageError: `--host` was given twice.
+        """
+        hosts: list[str] = self.settings["host"]
+        if len(hosts) > 1:
+            from host_client.cli.errors import UsageError
+
+            raise UsageError("specify only one -H")
+        return hosts[0] if hosts else os.environ.get("DOCKER_HOST", "")
+
+    def tls(self) -> Tls | None:
+        """How to speak TLS, from the flags and docker's environment variables; None for not at all."""
+        settings = self.settings
+        verify = settings["tlsverify"] or bool(os.environ.get("DOCKER_TLS_VERIFY"))
+        if not (verify or settings["tls"] or bool(os.environ.get("DOCKER_TLS"))):
+            return None
+        directory = os.environ.get("DOCKER_CERT_PATH") or os.path.dirname(self.config.path)
+
+        def file(flag: str, name: str) -> str:
+            given: str = settings[flag]
+            path = given or os.path.join(directory, name)
+            return path if given or os.path.exists(path) else ""
+
+        return Tls(
+            file("tlscacert", "ca.pem"), file("tlscert", "cert.pem"), file("tlskey", "key.pem"), verify
+        )
+
+
+def import_attached() -> None:
+    """Import what a session at the terminal needs. Called while the engine makes it, so that it costs no time."""
+    from host_client.cli import attached, streams, terminal  # noqa: F401
+
+    terminal.for_this_system()
