@@ -8,7 +8,7 @@ import struct
 from fcntl import ioctl
 
 from guest_agent.kernel import syscalls as s
-from guest_agent.kernel.paths import RootFd
+from guest_agent.kernel.paths import O_PATH, RootFd
 
 from .stage import StageError, in_init
 
@@ -73,27 +73,33 @@ def mount_console(root: RootFd, slave: int) -> None:
 
 
 def take(slave: int) -> None:
-    """Makes the slave the controlling terminal of this session leader and its streams 0, 1, 2."""
+    """Makes the slave the controlling terminal of this session leader."""
     try:
         ioctl(slave, _TIOCSCTTY, 0)
     except OSError as e:
         raise in_init("console", "unable to set the controlling terminal", e) from e
-    for fd in (0, 1, 2):
-        os.dup2(slave, fd, inheritable=True)
 
 
 def open_null(root: RootFd) -> int:
-    """The container's own /dev/null if that is what it is, else StageError: never the host's (runc
-    reOpenDevNull).
+    """The container's own /dev/null, if that is what it is: never the host's (runc, reOpenDevNull).
+
+    Looked at before it is opened, for opening some other device may already do something.
     """
     try:
+        look = root.open("/dev/null", O_PATH)
+        try:
+            _check_null(look)
+        finally:
+            os.close(look)
         fd = root.open("/dev/null", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError as e:
         raise in_init("stdio", "open /dev/null", e) from e
+    _check_null(fd)
+    return fd
+
+
+def _check_null(fd: int) -> None:
     status = os.fstat(fd)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
-        os.close(fd)
-        raise StageError(
-            "stdio", _ENOENT, "error during container init: /dev/null in the container is not the null device"
-        )
-    return fd
+        text = "error during container init: /dev/null in the container is not the null device"
+        raise StageError("stdio", _ENOENT, text)

@@ -7,9 +7,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
+import struct
 import time
-from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
+from _socket import (
+    AF_UNIX,
+    MSG_CMSG_CLOEXEC,
+    MSG_DONTWAIT,
+    SO_PASSCRED,
+    SOCK_CLOEXEC,
+    SOCK_SEQPACKET,
+    SOL_SOCKET,
+    socket,
+    socketpair,
+)
 from collections.abc import Callable, Iterator
 
 from guest_agent.kernel import syscalls as s
@@ -18,7 +28,7 @@ from . import cgroups, console, launch
 from .jsonlog import JsonLog, compress_file
 from .loop import READ, Loop
 from .process import changed_signals
-from .stage import StageError
+from .stage import StageError, strerror
 from .stdio import Streams
 
 TYPE_CHECKING = False
@@ -26,7 +36,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _SIGKILL = 9
-_SOL_SOCKET, _SCM_RIGHTS = 1, 1
+_SCM_RIGHTS, _SCM_CREDENTIALS = 1, 2
+_MAX_UNHEARD = 16
 _OUTPUT_GRACE_SECONDS = 2.0  # as dockerd: for output of children that outlive the process
 _DELETE_RETRY_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _ENOENT = 2
@@ -94,7 +105,13 @@ class Process:
 
     def __init__(self, host: Host, stdio: dict[str, Any]) -> None:
         self._host = host
-        log = JsonLog(stdio["log"], host.compress) if stdio.get("log") else None
+        log = None
+        if stdio.get("log"):
+            try:
+                log = JsonLog(stdio["log"], host.compress)
+            except OSError as e:
+                text = f"failed to initialize logging driver: open {e.filename}: {strerror(e)}"
+                raise Failure("launch", text, "log", e.errno or 0) from e
         self.streams = Streams(host.loop, stdio["tty"], stdio["stdin_once"], log)
         self._open_stdin = bool(stdio["open_stdin"])
         self.pid = 0
@@ -105,6 +122,8 @@ class Process:
         self.finished_at = 0.0
         self._pidfd = -1
         self._sync: socket | None = None
+        self._launchers: list[int] = []  # pids of the launch child and of the one it cloned
+        self._unheard: list[tuple[int, bytes]] = []  # messages of others
         self._about_to_execute = False
         self._failure: Failure | None = None
         self._on_start: Callable[[Failure | None], None] = lambda failure: None
@@ -126,6 +145,7 @@ class Process:
         """
         self._on_start, self._on_exit = on_start, on_exit
         mine, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        mine.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
         job.sync = theirs
         stdin = stdout = stderr = -1
         if not self.streams.tty:
@@ -148,6 +168,7 @@ class Process:
                 if fd >= 0:
                     os.close(fd)
             self._sync = mine
+        self._launchers = [self.pid]
         self._host.loop.add(mine.fileno(), READ, lambda events: self._hear())
         self._host.loop.add(self._pidfd, READ, lambda events: self._died())
         if not self.streams.tty:
@@ -157,33 +178,45 @@ class Process:
         """Takes what the launch child has to say, up to the end of file that execve makes."""
         while self._sync is not None:
             try:
-                data, ancillary, _, _ = self._sync.recvmsg(65536, 64, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+                data, ancillary, _, _ = self._sync.recvmsg(65536, 128, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except OSError:
                 data, ancillary = b"", []
             if not data:
                 self._end_of_launch()
-            elif data == b"x":
-                self._about_to_execute = True
-            elif data == b"m":
-                rights = [
-                    payload
-                    for level, kind, payload in ancillary
-                    if (level, kind) == (_SOL_SOCKET, _SCM_RIGHTS)
-                ]
-                self.streams.start_terminal(int.from_bytes(rights[0][:4], sys.byteorder))
-            elif data[:1] == b"p":
-                self._replaced_by(int(data[1:]))
-            else:
-                said = json.loads(data)
-                self._failure = Failure("launch", said["text"], said["stage"], said["errno"])
+                return
+            sender, fds = _parse_ancillary(ancillary)
+            if sender in self._launchers:
+                self._take(data, fds)
+            elif len(self._unheard) < _MAX_UNHEARD:
+                # Either a child that we have not been told of yet, or a process of the container: one with
+                # CAP_SYS_PTRACE might get hold of an exec's socket in the instant before its execve.
+                self._unheard.append((sender, data))
+            for fd in fds:
+                os.close(fd)
+
+    def _take(self, data: bytes, fds: list[int]) -> None:
+        if data == b"x":
+            self._about_to_execute = True
+        elif data == b"m" and fds:
+            self.streams.start_terminal(fds.pop(0))
+        elif data[:1] == b"p" and len(self._launchers) == 1:
+            self._replaced_by(int(data[1:]))
+        elif data[:1] == b"{":
+            said = json.loads(data)
+            self._failure = Failure("launch", said["text"], said["stage"], said["errno"])
 
     def _replaced_by(self, pid: int) -> None:
         """The launch child has cloned our real child, and goes."""
         self._host.loop.remove(self._pidfd)
         self._host.reap(self._pidfd, lambda: None)
         self.pid, self._pidfd = pid, os.pidfd_open(pid)
+        self._launchers.append(pid)
+        for sender, data in self._unheard:
+            if sender == pid:
+                self._take(data, [])
+        self._unheard.clear()
         self._host.loop.add(self._pidfd, READ, lambda events: self._died())
 
     def _end_of_launch(self) -> None:
@@ -210,7 +243,7 @@ class Process:
         self.code = status.si_status if status.si_code == os.CLD_EXITED else 128 + status.si_status
         self.finished_at = time.time()
         if self._sync is not None:
-            # The child it was cloned by, about to exit, still has a copy; all that was to be said has been heard.
+            # The child it was cloned by, about to exit, still has a copy; all that was to be said is heard.
             self._end_of_launch()
         if not self.running:
             self.ended = True
@@ -255,6 +288,18 @@ class Process:
     def open_pidfd(self) -> int:
         """The process's pidfd, ours."""
         return self._pidfd
+
+
+def _parse_ancillary(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, list[int]]:
+    """The sender's pid, as the kernel vouches for it, and the descriptors sent."""
+    sender = 0
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == SOL_SOCKET and kind == _SCM_CREDENTIALS:
+            sender = struct.unpack("3i", payload)[0]
+        elif level == SOL_SOCKET and kind == _SCM_RIGHTS:
+            fds += struct.unpack(f"{len(payload) // 4}i", payload[: len(payload) // 4 * 4])
+    return sender, fds
 
 
 class Container:
@@ -302,26 +347,22 @@ class Container:
     ) -> None:
         """Makes the group and launches the first process. Takes descriptors out of `fds` as it goes."""
         config = message["config"]
-        try:
-            new, _ = launch.namespaces(config)
-            flags = launch.clone_flags(config)
-        except StageError as e:
-            raise Failure("launch", e.text, e.stage, e.errno) from e
-        self._own_pids = bool(new & s.CLONE_NEWPID)
         if message.get("seccomp"):
             self._seccomp, self._seccomp_flags = fds.pop(0), message["seccomp_flags"]
         for spec in message["attachments"]:
             self.init.streams.attach(spec, fds.pop(0))
-        self._write_state()
         try:
+            new, _ = launch.namespaces(config)
+            flags = launch.clone_flags(config)
+            self._own_pids = bool(new & s.CLONE_NEWPID)
+            self._write_state()
             self._make_group(config["linux"].get("resources") or {})
             self.init.launch(self._job(message), launch.start, flags, self._launched(on_start), self._ended)
-        except (OSError, ValueError, Failure) as e:
-            self.init.ended = True
+        except (OSError, ValueError, StageError) as e:
             self.init.streams.reject()
             self._clean_up()
-            if isinstance(e, Failure):
-                raise
+            if isinstance(e, StageError):
+                raise Failure("launch", e.text, e.stage, e.errno) from e
             detail = f"{e.strerror}: {e.filename}" if isinstance(e, OSError) else str(e)
             text = f"unable to apply cgroup configuration: {detail}"
             raise Failure("launch", text, "cgroup", getattr(e, "errno", 0) or 0) from e

@@ -116,8 +116,10 @@ def run(job: Job, body: Any) -> NoReturn:
         sys.meta_path.clear()  # from here on nothing can be imported, whatever a path leads to
         sys.path.clear()
         process.reset_signals(job.signals)
+        s.prctl(s.PR_SET_DUMPABLE, 0)  # until execve: closed to ptrace and /proc/PID/fd
         s.prctl(s.PR_SET_PDEATHSIG, _SIGKILL)
         _close_others(job.descriptors())
+        os.dup2(0, 2)  # the monitor's log is not for anybody to hold
         os.umask(0)
         body(job)
     except StageError as e:
@@ -131,9 +133,14 @@ def run(job: Job, body: Any) -> NoReturn:
 def _report(job: Job, error: StageError) -> None:
     message = json.dumps({"stage": error.stage, "errno": error.errno, "text": error.text}).encode()
     try:
-        os.write(job.sync.fileno() if job.sync.fileno() >= 0 else SYNC_FD, message[:60000])
+        os.write(_sync_fd(job), message[:60000])
     except OSError:
         pass
+
+
+def _sync_fd(job: Job) -> int:
+    """The socket to the monitor, wherever it is by now."""
+    return job.sync.fileno() if job.sync.fileno() >= 0 else SYNC_FD
 
 
 def _close_others(keep: list[int]) -> None:
@@ -182,7 +189,8 @@ def start(job: Job) -> None:
     null = -1 if tty or job.stdin >= 0 else console.open_null(rootfs.root)
     rootfs.finish(bool(config.get("root", {}).get("readonly")))
     rootfs.pivot(linux.get("rootfsPropagation") or "")
-    _become(job, spec, identity, slave, null)
+    seccomp = _place_streams(job, slave, null)
+    _become(spec, identity, seccomp, tty)
 
 
 def enter(job: Job) -> None:
@@ -202,14 +210,16 @@ def enter(job: Job) -> None:
         if spec.get("createCwd"):
             _make_cwd(root, spec)
         slave = null = -1
-        if job.request["stdio"]["tty"]:
+        tty = job.request["stdio"]["tty"]
+        if tty:
             devpts = console.open_devpts(root)
             slave = _open_console(job, root, devpts)
         elif job.stdin < 0:
             null = console.open_null(root)
+    seccomp = _place_streams(job, slave, null)
     # Only the child of this one is seen by the container's processes, with all that is secret closed.
     _continue_in_child(job, 0)
-    _become(job, spec, identity, slave, null)
+    _become(spec, identity, seccomp, tty)
 
 
 def _join_cgroup(job: Job) -> None:
@@ -261,7 +271,7 @@ def _continue_in_child(job: Job, flags: int) -> None:
     except OSError as e:
         raise in_init("clone", "unable to clone", e) from e
     if pid:
-        os.write(job.sync.fileno(), b"p%d" % pid)
+        os.write(_sync_fd(job), b"p%d" % pid)
         os._exit(0)
     s.prctl(s.PR_SET_PDEATHSIG, _SIGKILL)
 
@@ -445,20 +455,31 @@ def _send_fd(sync: socket, fd: int) -> None:
     sync.sendmsg([b"m"], [(1, 1, fd.to_bytes(4, sys.byteorder))])  # SOL_SOCKET, SCM_RIGHTS
 
 
-def _become(job: Job, spec: dict[str, Any], identity: users.Identity, slave: int, null: int) -> NoReturn:
-    """Puts the streams in place and ends in execve."""
-    os.setsid()
+def _place_streams(job: Job, slave: int, null: int) -> process.Filter:
+    """Puts the streams and the socket in their places and closes everything else; returns the filter,
+    read.
+    """
     seccomp = process.Filter()
     if job.seccomp >= 0:
         size = os.fstat(job.seccomp).st_size
         seccomp = process.Filter(os.pread(job.seccomp, size, 0), job.seccomp_flags)
     if slave >= 0:
-        console.take(slave)
+        sources = (slave, slave, slave)
     else:
-        for fd, source in enumerate((job.stdin if job.stdin >= 0 else null, job.stdout, job.stderr)):
-            os.dup2(source, fd, inheritable=True)
+        sources = (job.stdin if job.stdin >= 0 else null, job.stdout, job.stderr)
+    for fd, source in enumerate(sources):
+        os.dup2(source, fd, inheritable=True)
     os.dup2(job.sync.fileno(), SYNC_FD, inheritable=False)
     job.sync.detach()
+    s.close_range(SYNC_FD + 1)
+    return seccomp
+
+
+def _become(spec: dict[str, Any], identity: users.Identity, seccomp: process.Filter, tty: bool) -> NoReturn:
+    """Ends in execve."""
+    os.setsid()
+    if tty:
+        console.take(0)
     spec["capabilities"] = {name: mask(value) for name, value in (spec.get("capabilities") or {}).items()}
     process.execute(spec, identity, seccomp)
     raise AssertionError("execute returned")

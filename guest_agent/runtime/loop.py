@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import select
+import sys
 import time
 from collections.abc import Callable
 
@@ -58,7 +59,15 @@ class Loop:
             for fd, events in self._epoll.poll(timeout):
                 handler = self._handlers.get(fd)
                 if handler is not None:  # an earlier handler of this round may have removed it
-                    handler(events)
+                    _guarded(handler, events)
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
-                heapq.heappop(self._timers)[2]()
+                _guarded(heapq.heappop(self._timers)[2])
+
+
+def _guarded(callback: Callable[..., None], *args: int) -> None:
+    """One container's trouble must not end the monitor, and all the others with it."""
+    try:
+        callback(*args)
+    except Exception:
+        sys.excepthook(*sys.exc_info())

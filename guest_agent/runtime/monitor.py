@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 AGENT_FD = 3
 _OOM_SCORE_ADJ = -999
+_SUN_PATH_MAX = 107
 
 
 class Connection:
@@ -191,8 +192,8 @@ class Monitor:
             else:
                 answer({"pid": container.init.pid, "started_at": container.init.started_at})
 
-        self._containers[container.id] = container
         container.start(message, fds, started)
+        self._containers[container.id] = container
 
     def exec(self, message: protocol.Message, fds: list[int], answer: Answer) -> None:
         """One more process in a running container; answered as `start`."""
@@ -274,9 +275,11 @@ def _listen(path: str) -> socket:
         pass
     listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if len(os.fsencode(path)) > _SUN_PATH_MAX:
+        path = f"/proc/self/fd/{directory}/{os.path.basename(path)}"
     old = os.umask(0o177)
     try:
-        listener.bind(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+        listener.bind(path)
     finally:
         os.umask(old)
         os.close(directory)

