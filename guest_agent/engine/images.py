@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from guest_agent.engine import image_filters
+from guest_agent.engine.background import Piped
+from guest_agent.engine.container_config import ContainerConfig
 from guest_agent.engine.events import EventBus
 from guest_agent.engine.image_delete import Record, Removal, attributes, names
 from guest_agent.engine.state import NEVER, rfc3339
-from guest_agent.errors import EngineError, InvalidParameter
-from guest_agent.images import Image, ImageStore, reference
+from guest_agent.errors import EngineError, InvalidParameter, NotFound
+from guest_agent.images import Image, ImageStore, platforms, reference, save
 from guest_agent.images.auth import Credentials
 from guest_agent.images.load import Loaded, import_tar, load
 from guest_agent.images.platforms import Platform
 from guest_agent.images.reference import Reference
+from guest_agent.images.search import search
 from guest_agent.threads import blocking_reader, in_thread
 
 # Keys of an image configuration's "config" that API 1.50 and later show, when they have a value.
@@ -271,6 +276,44 @@ class Images:
         for tag in tags:
             await self.pull(ref.with_tag(tag), platform, credentials, say)
 
+    async def distribution(self, ref: Reference, credentials: Credentials | None) -> dict[str, Any]:
+        """`DistributionInspect`: what a name stands for in its registry."""
+        described, offered = await in_thread(
+            lambda: self.store.puller().describe(ref, credentials), "images-describe"
+        )
+        parts = [
+            {"architecture": each.architecture, "os": each.os, "variant": each.variant} for each in offered
+        ]
+        return {
+            "Descriptor": described.json(),
+            "Platforms": [{key: value for key, value in part.items() if value} for part in parts],
+        }
+
+    async def login(self, host: str, credentials: Credentials) -> str:
+        """Tries credentials on a registry; the identity token it gives for them, or "".
+
+        Raises Unauthorized.
+        """
+        return await in_thread(lambda: self.store.puller().login(host, credentials), "images-login")
+
+    async def search(
+        self, term: str, limit: int, filters: Mapping[str, Sequence[str]]
+    ) -> list[dict[str, Any]]:
+        """`ImageSearchResponseItem`s."""
+        stars = [int(text) if text.isdigit() else -1 for text in filters.get("stars", ())]
+        if -1 in stars:
+            raise InvalidParameter(f"invalid filter 'stars={filters['stars']}'")
+        official = image_filters.flag(filters, "is-official", False)
+        automated = image_filters.flag(filters, "is-automated", False)
+        found = await in_thread(lambda: search(self.store.registries, term, limit), "images-search")
+        return [
+            item
+            for item in found
+            if item["star_count"] >= max(stars, default=0)
+            and ("is-official" not in filters or item["is_official"] == official)
+            and not automated
+        ]
+
     async def load(
         self, pieces: AsyncIterator[bytes], say: Say, quiet: bool = False, platform: Platform | None = None
     ) -> None:
@@ -289,19 +332,46 @@ class Images:
             if not item.names:
                 say({"stream": f"Loaded image ID: {item.image.id}\n"})
 
+    async def save(
+        self, names: Sequence[str], platform: Platform | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """An archive of images. Raises NotFound and InvalidParameter before anything is given."""
+        if not names:
+            raise InvalidParameter("no images to save", "Name one at least.")
+        selected = save.select(self.store, names)
+        for item in selected:
+            actual = platforms.of_config(item.image.config)
+            if platform is not None and not platforms.fits(platform, actual):
+                raise NotFound(
+                    f"image {item.image.id} was found but does not provide the specified platform "
+                    f"({platform})",
+                    f"It is for {actual}.",
+                )
+
+        def write(output: Piped[None]) -> None:
+            output.announce(None)
+            save.save(self.store, selected, output.write)
+            output.flush()
+
+        output: Piped[None] = Piped(lambda output: in_thread(lambda: write(output), "images-save"))
+        await output.head()
+        for item in selected:
+            self._tell("save", item.image.id, item.image.id)
+        return output.pieces()
+
     async def import_(
         self,
         pieces: AsyncIterator[bytes],
         name: Reference | None,
-        config: dict[str, Any],
+        config: ContainerConfig,
         message: str,
         platform: Platform | None,
-        source: str = "-",
     ) -> Loaded:
-        """Makes an image of a root file system's tar."""
+        """Makes an image of a root file system's tar, run as `config` says."""
         read = blocking_reader(pieces)
         done = await in_thread(
-            lambda: import_tar(self.store, read, name, config, message, platform, source), "images-import"
+            lambda: import_tar(self.store, read, name, image_config(config), message, platform),
+            "images-import",
         )
         self._tell("import", done.image.id, done.image.id)
         for ref in done.names:
@@ -323,6 +393,12 @@ def _comment(config: Mapping[str, Any]) -> str:
         return str(config["comment"])
     steps = config.get("history") or [{}]
     return str(steps[-1].get("comment") or "")
+
+
+def image_config(config: ContainerConfig) -> dict[str, Any]:
+    """The part of a container's configuration that an image has, as it stands in the image's own."""
+    values = msgspec.to_builtins(config)
+    return {key: values[key] for key in _CONFIG_KEYS if values.get(key)}
 
 
 def repository_tag(repo: str, tag: str) -> Reference:

@@ -36,7 +36,11 @@ def store_stream(store: ImageStore, lease: Lease, read: Read) -> Descriptor:
                 read = Decompressed(_prepended(head, read)).read
                 head = read(_CHUNK)
             kind = "gzip"
-            _compress(head, read, writer)
+            compressed = GzipWriter(writer)
+            while head:
+                compressed.write(head)
+                head = read(_CHUNK)
+            compressed.finish()
         blob = Descriptor(manifest.layer_type(kind), writer.digest, writer.size)
         lease.hold(blob.digest)
         if not store.content.has(blob.digest):
@@ -49,19 +53,22 @@ def _prepended(head: bytes, read: Read) -> Read:
     return lambda size: pending.pop() if pending else read(size)
 
 
-def _compress(head: bytes, read: Read, writer: BlobWriter) -> None:
-    """Writes `head` and what `read` gives as gzip.
+class GzipWriter:
+    """Writes a blob as gzip; fast rather than small, since a blob is written more often than it is sent."""
 
-    Fast, since a blob is written more often than it is sent.
-    """
-    from isal import isal_zlib
+    def __init__(self, blob: BlobWriter) -> None:
+        from isal import isal_zlib
 
-    engine = isal_zlib.compressobj(isal_zlib.ISAL_BEST_SPEED, isal_zlib.DEFLATED, 31)
-    data = head
-    while data:
-        writer.write(engine.compress(data))
-        data = read(_CHUNK)
-    writer.write(engine.flush())
+        self._blob = blob
+        self._engine = isal_zlib.compressobj(isal_zlib.ISAL_BEST_SPEED, isal_zlib.DEFLATED, 31)
+
+    def write(self, data: bytes) -> None:
+        """Adds plain bytes."""
+        self._blob.write(self._engine.compress(data))
+
+    def finish(self) -> None:
+        """Ends the stream."""
+        self._blob.write(self._engine.flush())
 
 
 def extract_layers(

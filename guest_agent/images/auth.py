@@ -71,9 +71,12 @@ class _Token:
 class Authenticator:
     """The Authorization header for one registry endpoint, got when the registry asks for one."""
 
-    def __init__(self, credentials: Credentials | None, secure: bool) -> None:
+    def __init__(self, credentials: Credentials | None, secure: bool, offline: bool = False) -> None:
+        """`offline`: ask for a refresh token, too, which is then `identity_token`."""
         self._credentials = credentials or Credentials()
         self._secure = secure  # the registry is spoken to over verified TLS
+        self._offline = offline
+        self.identity_token = ""
         self._challenges: list[Challenge] = []
         self._tokens: dict[str, _Token] = {}
         self._lock = threading.Lock()
@@ -141,6 +144,8 @@ class Authenticator:
             query = {"service": service} if service else {}
             if scope:
                 query["scope"] = scope
+            if self._offline:
+                query |= {"offline_token": "true", "client_id": "wherry"}
             headers = {}
             if mine.username:
                 query["account"] = mine.username
@@ -154,6 +159,8 @@ class Authenticator:
                 value = answer.get("token") or answer["access_token"]
                 if not isinstance(value, str) or not value.isascii() or not value.isprintable():
                     raise ValueError
+                if self._offline and isinstance(answer.get("refresh_token"), str):
+                    self.identity_token = answer["refresh_token"]
                 lifetime = int(answer.get("expires_in") or _LIFETIME)
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise Unauthorized("the token server gave no token", "Tell who runs the registry.")

@@ -37,7 +37,7 @@ def layer_type(compression: str) -> str:
     return f"{OCI_LAYER}+{compression}" if compression else OCI_LAYER
 
 
-def encode(document: dict[str, Any]) -> bytes:
+def encode(document: Any) -> bytes:
     """Canonical enough: the same document gives the same bytes."""
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 

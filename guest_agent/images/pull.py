@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from guest_agent.errors import EngineError, Forbidden, InvalidParameter, NotFound, Unauthorized, Unavailable
 from guest_agent.images import hello, platforms, reference
 from guest_agent.images.auth import Credentials
-from guest_agent.images.config import Endpoint, RegistryConfig
+from guest_agent.images.config import RegistryConfig
 from guest_agent.images.manifest import Descriptor
 from guest_agent.images.platforms import Platform
 from guest_agent.images.progress import PullProgress, Say
@@ -25,6 +25,8 @@ from guest_agent.images.repository import Manifest, Repository, not_found
 from guest_agent.images.snapshots import MAX_LAYERS, chain_ids
 from guest_agent.images.store import Image, ImageStore, Lease
 from guest_agent.images.transfer import LayerJob, Transfers
+
+T = TypeVar("T")
 
 _TRIES = 3  # when a layer shared with a pull that was cancelled went with it
 
@@ -101,26 +103,76 @@ class Puller:
 
     def tags(self, ref: Reference, credentials: Credentials | None) -> list[str]:
         """All tags of a repository. Raises as `pull` does."""
-        sources = self._sources(ref, credentials)
+        return self._ask(ref, credentials, lambda source: source.tags())
+
+    def describe(self, ref: Reference, credentials: Credentials | None) -> tuple[Descriptor, list[Platform]]:
+        """What a name stands for in its registry, and the platforms it is there for.
+
+        Raises as `pull` does.
+        """
+
+        def ask(source: Repository) -> tuple[Descriptor, list[Platform]]:
+            top = source.manifest(ref.digest or ref.tag)
+            if top.is_index:
+                offered = [_platform_of(item) for _, item in top.manifests()]
+            else:
+                offered = [platforms.of_config(_document(source.config(top.config())))]
+            return Descriptor(top.media_type, top.digest, len(top.data)), offered
+
+        ref = ref.with_default_tag()
+        return self._ask(ref, credentials, ask)
+
+    def login(self, host: str, credentials: Credentials) -> str:
+        """Tries credentials on a registry; the identity token it gives for them, or "".
+
+        Raises Unauthorized.
+        """
+        try:
+            return self._ask(
+                Reference(host, ""),
+                credentials,
+                lambda source: source.registry.login(),
+                offline=True,
+                mirrors=False,
+            )
+        except Forbidden as e:
+            raise Unauthorized(e.message, e.hint) from e
+
+    def _ask(
+        self,
+        ref: Reference,
+        credentials: Credentials | None,
+        question: Callable[[Repository], T],
+        offline: bool = False,
+        mirrors: bool = True,
+    ) -> T:
+        """The answer of the first endpoint that has one."""
+        sources = [
+            s for s in self._sources(ref, credentials, offline) if mirrors or not s.registry.endpoint.mirror
+        ]
         for index, source in enumerate(sources):
             try:
-                return source.tags()
+                return question(source)
             except EngineError as e:
-                if index + 1 < len(sources) and isinstance(e, Unreachable | CertificateError | RegistryError):
+                another = source.registry.endpoint.mirror or isinstance(e, Unreachable | CertificateError)
+                if another and index + 1 < len(sources):
                     continue
                 raise _translated(e, ref) from e
         raise AssertionError("unreachable")
 
-    def _sources(self, ref: Reference, credentials: Credentials | None) -> list[Repository]:
+    def _sources(
+        self, ref: Reference, credentials: Credentials | None, offline: bool = False
+    ) -> list[Repository]:
         endpoints = self._config.endpoints(ref.domain)
         # Of an insecure host's two ways, the one that worked the last time comes first.
         endpoints.sort(key=lambda e: (not e.mirror, self._schemes.get(e.host, e.scheme) != e.scheme))
-        return [self._repository(endpoint, ref, credentials) for endpoint in endpoints]
-
-    def _repository(self, endpoint: Endpoint, ref: Reference, credentials: Credentials | None) -> Repository:
-        return Repository(
-            Registry(endpoint, self._config, None if endpoint.mirror else credentials), ref.path
-        )
+        return [
+            # Credentials are for the registry itself, not for its mirrors.
+            Repository(
+                Registry(endpoint, self._config, None if endpoint.mirror else credentials, offline), ref.path
+            )
+            for endpoint in endpoints
+        ]
 
     # -- one image ---------------------------------------------------------------------------------
 
@@ -205,10 +257,7 @@ class Puller:
     ) -> Manifest:
         wanted = platform or platforms.host()
         entries = index.manifests()
-        offered = [
-            platforms.normalise(*(str(item.get(key) or "") for key in ("os", "architecture", "variant")))
-            for _, item in entries
-        ]
+        offered = [_platform_of(item) for _, item in entries]
         at = platforms.best(wanted, offered)
         if at < 0:
             there = sorted({str(each) for each in offered if each.os not in ("", "unknown")})
@@ -323,18 +372,27 @@ def _warn_of_platform(say: Say, ref: Reference, wanted: Platform | None, image: 
         )
 
 
+def _platform_of(item: dict[str, Any]) -> Platform:
+    return platforms.normalise(*(str(item.get(key) or "") for key in ("os", "architecture", "variant")))
+
+
 def _short(digest: str) -> str:
     return digest.partition(":")[2][:12]
 
 
-def _diff_ids(config: bytes) -> list[str]:
-    """The diff ids in an image configuration somebody else wrote."""
+def _document(config: bytes) -> dict[str, Any]:
     try:
         document: Any = json.loads(config)
     except (ValueError, RecursionError) as e:
         raise InvalidParameter(f"malformed image configuration: {e}")
     if not isinstance(document, dict):
         raise InvalidParameter("malformed image configuration: not a JSON object")
+    return document
+
+
+def _diff_ids(config: bytes) -> list[str]:
+    """The diff ids in an image configuration somebody else wrote."""
+    document = _document(config)
     system = document.get("os") or "linux"
     if system != "linux":
         raise InvalidParameter(

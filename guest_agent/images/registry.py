@@ -109,11 +109,17 @@ class Registry:
     """The registry API at `endpoint`, with a user's credentials. Use as a context; threads may share it."""
 
     def __init__(
-        self, endpoint: Endpoint, config: RegistryConfig, credentials: Credentials | None = None
+        self,
+        endpoint: Endpoint,
+        config: RegistryConfig,
+        credentials: Credentials | None = None,
+        offline: bool = False,
     ) -> None:
         self.endpoint = endpoint
         self._attempts = config.attempts
-        self._authenticator = Authenticator(credentials, endpoint.scheme == "https" and endpoint.verify)
+        self._authenticator = Authenticator(
+            credentials, endpoint.scheme == "https" and endpoint.verify, offline
+        )
         self._session = _Session()
         self._session.mount("https://", _Adapter(lambda: tls_context(endpoint, config)))
         self._session.headers["User-Agent"] = f"wherry/{__version__}"
@@ -126,6 +132,21 @@ class Registry:
 
     def __exit__(self, *exc: object) -> None:
         self._session.close()
+
+    def login(self) -> str:
+        """Tries the credentials; the identity token that the registry gives for them, or "".
+
+        Raises Unauthorized and what `get` does.
+        """
+        try:
+            self.get("", "").close()
+        except Unauthorized as e:
+            if e.message.startswith("unauthorized"):
+                raise Unauthorized(
+                    f"login attempt to {self.endpoint.url}/v2/ failed with status: 401 Unauthorized", e.hint
+                ) from e
+            raise
+        return self._authenticator.identity_token
 
     def cancel(self) -> None:
         """Ends waiting for another try; requests under way end with an error at their next byte."""

@@ -181,6 +181,14 @@ class ImageStore:
         row = self.metadata.row("SELECT image FROM names WHERE name = ?", (str(ref),))
         return str(row[0]) if row else ""
 
+    def tags_of(self, repository: Reference) -> list[tuple[Reference, str]]:
+        """The tags of a repository here, each with the id of its image."""
+        rows = self.metadata.rows(
+            "SELECT name, image FROM names WHERE name >= ? AND name < ? ORDER BY name",
+            (f"{repository.name}:", f"{repository.name};"),
+        )
+        return [(reference.parse(name), id) for name, id in rows]
+
     def by_id(self, id: str) -> Image:
         """The image with this id; NotFound."""
         found = self._images("WHERE id = ?", (id,))
@@ -428,14 +436,28 @@ class ImageStore:
 
     def overlay(self, container_id: str) -> Overlay:
         """The root file system of a container; NotFound."""
-        return self.snapshots.overlay(container_id, self._chains_of(container_id))
+        return self.snapshots.overlay(container_id, self.root_of(container_id)[1])
+
+    def changes(self, container_id: str) -> list[tuple[str, int]]:
+        """What a container has changed, as `docker diff` shows it: (path, 0 modified, 1 added, 2 deleted).
+
+        Blocks; NotFound.
+        """
+        from guest_agent.images.diff import changes
+
+        overlay = self.overlay(container_id)
+        return changes(overlay.upper, overlay.lower)
 
     def image_overlay(self, image: Image) -> Overlay:
         """A read-only view of an image."""
         return Overlay(self.snapshots.lower(image.chains))
 
-    def _chains_of(self, container_id: str) -> list[str]:
-        row = self.metadata.row("SELECT chain FROM containers WHERE id = ?", (container_id,))
+    def root_of(self, container_id: str) -> tuple[str, list[str]]:
+        """The image a container was made from, which may be gone, and its layers' chain ids, bottom first.
+
+        NotFound.
+        """
+        row = self.metadata.row("SELECT image, chain FROM containers WHERE id = ?", (container_id,))
         if row is None:
             raise NotFound(f"No such container: {container_id}")
         found = self.metadata.rows(
@@ -443,9 +465,9 @@ class ImageStore:
             " SELECT chain, parent, 0 FROM layers WHERE chain = ?"
             " UNION ALL SELECT l.chain, l.parent, depth + 1 FROM layers l JOIN up ON l.chain = up.parent)"
             " SELECT chain FROM up ORDER BY depth DESC",
-            (row[0],),
+            (row[1],),
         )
-        return [chain for (chain,) in found]
+        return row[0], [chain for (chain,) in found]
 
     async def remove(self, container_id: str) -> None:
         """Removes a container's writable directories, and layers it was the last to use.

@@ -42,10 +42,10 @@ class TreeWriter:
         """
         details = os.fstat(top)
         if not stat.S_ISDIR(details.st_mode):
-            self._entry(top, details, name)
+            self.entry(top, details, name)
             return
         if top_entry:
-            self._entry(top, details, name)
+            self.entry(top, details, name)
         prefix = name if not name or name.endswith("/") else name + "/"
         waiting = ["."]
         while waiting:
@@ -70,14 +70,15 @@ class TreeWriter:
                 continue
             try:
                 details = os.fstat(fd)
-                self._entry(fd, details, prefix + path + name)
+                self.entry(fd, details, prefix + path + name)
             finally:
                 os.close(fd)
             if stat.S_ISDIR(details.st_mode):
                 below.append(path + name)
         return below
 
-    def _entry(self, fd: int, details: os.stat_result, name: str) -> None:
+    def entry(self, fd: int, details: os.stat_result, name: str) -> None:
+        """Writes the one thing that the O_PATH descriptor `fd` stands for, with `details` its status."""
         kind = _TYPES.get(stat.S_IFMT(details.st_mode))
         if kind is None:
             return

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.measure import Command, family, pairs, proportional, resident, wall
-from tests.bench.peers import Dockerd, Runc
+from tests.bench.peers import Dockerd, Runc, docker_cli
 from tests.support.cli import REPOSITORY, Cli
 from tests.support.engine import OurEngine
 from tests.support.images import image
@@ -63,6 +63,7 @@ class Bench:
         self.peer = Dockerd(stack, dockerd)
         self.runc = Runc(stack)
         for engine in (self.ours, self.peer):
+            engine.docker.command = [docker_cli()]
             engine.docker.ok("load", "--quiet", "--input", image("busybox:latest").archive())
         self.wherry = installed_wherry(stack, self.ours)
 
@@ -255,9 +256,8 @@ def main() -> int:
         for part in (bench.start_of_the_cli, bench.exec, bench.run, bench.pull, bench.agent, bench.memory):
             print(f"… {part.__name__.replace('_', ' ')}", file=sys.stderr)
             part()
-        print(
-            f"dockerd {bench.peer.version}, medians of {options.rounds} pairs in turn, {time.monotonic() - started:.0f} s\n"
-        )
+        print(f"dockerd {bench.peer.version}, {docker_cli()}, medians of {options.rounds} pairs in turn")
+        print(f"{time.monotonic() - started:.0f} s, load average {os.getloadavg()[0]:.1f}\n")
         print(table(bench.rows))
     return 0
 

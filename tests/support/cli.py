@@ -111,13 +111,16 @@ def docker_binary() -> str:
     )
     if not found:
         raise RuntimeError("no docker CLI on PATH: ./run-tests --setup-only installs it")
-    text = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
-    version = re.search(r"version (\d+)\.(\d+)", text)
-    if not version or tuple(map(int, version.groups())) < OLDEST_DOCKER_CLI:
-        raise RuntimeError(
-            f"{found} is too old ({text.strip()}): ./run-tests --setup-only installs a newer one"
-        )
+    if not new_enough(found):
+        raise RuntimeError(f"{found} is too old: ./run-tests --setup-only gets a newer docker CLI")
     return found
+
+
+def new_enough(docker: str) -> bool:
+    """Whether a docker CLI knows the commands and API versions the suite uses."""
+    text = subprocess.run([docker, "--version"], capture_output=True, text=True, check=True).stdout
+    version = re.search(r"version (\d+)\.(\d+)", text)
+    return version is not None and tuple(map(int, version.groups())) >= OLDEST_DOCKER_CLI
 
 
 def wherry_command() -> list[str]:

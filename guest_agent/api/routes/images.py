@@ -12,9 +12,11 @@ from guest_agent.api.http import Request, Response, StreamingResponse
 from guest_agent.api.router import Router
 from guest_agent.engine import image_filters
 from guest_agent.engine.background import Messages
+from guest_agent.engine.config_changes import apply_changes
+from guest_agent.engine.container_config import ContainerConfig
 from guest_agent.engine.engine import Engine
 from guest_agent.engine.images import Images, repository_tag
-from guest_agent.errors import EngineError, InvalidParameter
+from guest_agent.errors import EngineError, InvalidParameter, NotSupported
 from guest_agent.images import platforms, reference
 from guest_agent.images.auth import Credentials
 from guest_agent.images.platforms import Platform
@@ -32,10 +34,15 @@ def register(router: Router, engine: Engine) -> None:
     router.add("POST", "/images/create", routes.create)
     router.add("POST", "/images/load", routes.load)
     router.add("POST", "/images/prune", routes.prune)
+    router.add("GET", "/images/get", routes.get)
+    router.add("GET", "/images/search", routes.search)
+    router.add("GET", "/images/{name...}/get", routes.get)
     router.add("GET", "/images/{name...}/json", routes.inspect)
     router.add("GET", "/images/{name...}/history", routes.history)
     router.add("POST", "/images/{name...}/tag", routes.tag)
     router.add("DELETE", "/images/{name...}", routes.delete)
+    router.add("GET", "/distribution/{name...}/json", routes.distribution)
+    router.add("POST", "/auth", routes.auth)
 
 
 class _Routes:
@@ -73,6 +80,22 @@ class _Routes:
     async def prune(self, request: Request) -> Response:
         return Response(200, await self._images.prune(request.query.filters(image_filters.PRUNE_FILTERS)))
 
+    async def search(self, request: Request) -> Response:
+        query = request.query
+        filters = query.filters(("is-automated", "is-official", "stars"))
+        return Response(
+            200, await self._images.search(query.get("term"), query.integer("limit", 25), filters)
+        )
+
+    async def distribution(self, request: Request) -> Response:
+        auth = credentials(request.headers.get("x-registry-auth", ""))
+        return Response(200, await self._images.distribution(reference.parse(request.params["name"]), auth))
+
+    async def auth(self, request: Request) -> Response:
+        config = await request.json(dict[str, Any])
+        token = await self._images.login(_registry_host(config), _credentials(config))
+        return Response(200, {"Status": "Login Succeeded", "IdentityToken": token})
+
     async def load(self, request: Request) -> StreamingResponse:
         query = request.query
         quiet, platform = query.flag("quiet"), _platform_json(query.get("platform"))
@@ -80,19 +103,28 @@ class _Routes:
             lambda messages: self._images.load(aiter(request.body), messages.emit, quiet, platform)
         )
 
+    async def get(self, request: Request) -> StreamingResponse:
+        names = [request.params["name"]] if "name" in request.params else request.query.all("names")
+        platform = _platform_json(request.query.get("platform"))
+        return StreamingResponse(200, "application/x-tar", await self._images.save(names, platform))
+
     async def create(self, request: Request) -> StreamingResponse:
         query = request.query
         platform = platforms.parse(query.get("platform")) if query.get("platform") else None
         if query.get("fromImage"):
             return await self._pull(request, platform)
-        source = query.get("fromSrc")
+        if query.get("fromSrc") != "-":
+            raise NotSupported(
+                "import from a URL is not supported: fromSrc must be -", "Download the file and import that."
+            )
+        config = apply_changes(ContainerConfig(), query.all("changes"))
         name = None
         if query.get("repo"):
             name = repository_tag(query.get("repo"), query.get("tag"))
 
         async def import_(messages: Messages) -> None:
             loaded = await self._images.import_(
-                aiter(request.body), name, {}, query.get("message"), platform, source
+                aiter(request.body), name, config, query.get("message"), platform
             )
             messages.emit({"status": loaded.image.id})
 
@@ -116,15 +148,27 @@ def credentials(header: str) -> Credentials | None:
         padded = header.rstrip("=").translate(str.maketrans("+/", "-_")) + "=" * (
             -len(header.rstrip("=")) % 4
         )
-        config = json.loads(base64.urlsafe_b64decode(padded) or b"{}")
-        username, password = (str(config.get(key) or "") for key in ("username", "password"))
-        if not username and config.get("auth"):
-            username, _, password = base64.b64decode(config["auth"]).decode().partition(":")
-        return Credentials(
-            username, password, str(config.get("identitytoken") or ""), str(config.get("registrytoken") or "")
-        )
+        return _credentials(json.loads(base64.urlsafe_b64decode(padded) or b"{}"))
     except (ValueError, AttributeError, TypeError) as e:
         raise InvalidParameter(f"invalid X-Registry-Auth header: {e}")
+
+
+def _credentials(config: dict[str, Any]) -> Credentials:
+    """Docker's AuthConfig."""
+    username, password = (str(config.get(key) or "") for key in ("username", "password"))
+    if not username and config.get("auth"):
+        username, _, password = base64.b64decode(config["auth"]).decode().partition(":")
+    return Credentials(
+        username, password, str(config.get("identitytoken") or ""), str(config.get("registrytoken") or "")
+    )
+
+
+def _registry_host(config: dict[str, Any]) -> str:
+    """The registry that an AuthConfig is for; Docker Hub goes by an address of old."""
+    address = str(config.get("serveraddress") or "")
+    host = address.partition("://")[2] or address
+    host = host.partition("/")[0]
+    return reference.DEFAULT_DOMAIN if host in ("", "index.docker.io", "docker.io") else host
 
 
 def _platform_json(text: str) -> Platform | None:

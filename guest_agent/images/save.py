@@ -1,0 +1,164 @@
+"""`docker save`: images as one tar that is an OCI image layout and a docker-archive at once, as Docker 25
+writes it.
+
+Layers stand in it as the blobs they are in the store, compressed; all readers of both formats take them. The
+same images give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from guest_agent.errors import NotFound
+from guest_agent.images import manifest, reference, tar
+from guest_agent.images.content import digest_of
+from guest_agent.images.manifest import Descriptor
+from guest_agent.images.reference import Reference
+from guest_agent.images.store import Image, ImageStore, Lease
+from guest_agent.images.tar import Entry, TarWriter
+
+_CHUNK = 1 << 20
+_IMAGE_NAME = "io.containerd.image.name"
+_REF_NAME = "org.opencontainers.image.ref.name"
+
+
+@dataclass(slots=True)
+class Selected:
+    """An image to save, under the tags that were asked for."""
+
+    image: Image
+    names: list[Reference] = field(default_factory=list)
+
+
+def select(store: ImageStore, names: Sequence[str]) -> list[Selected]:
+    """What `names` mean: an id one image without tags, NAME all its tags, NAME:TAG that one.
+
+    Raises as `get`.
+    """
+    found: dict[str, Selected] = {}
+
+    def add(image: Image, *tags: Reference) -> None:
+        selected = found.setdefault(image.id, Selected(image))
+        selected.names += [tag for tag in tags if tag not in selected.names]
+
+    for name in names:
+        if not reference.image_id(name):
+            ref = reference.parse(name)
+            if not ref.tag and not ref.digest:
+                tags = store.tags_of(ref)
+                for tag, id in tags:
+                    add(store.by_id(id), tag)
+                if tags:
+                    continue
+            elif not ref.digest and store.named(ref):
+                add(store.get(name), ref)
+                continue
+        add(store.get(name))
+    return list(found.values())
+
+
+def save(store: ImageStore, selected: Sequence[Selected], write: Callable[[bytes], object]) -> None:
+    """Writes the archive. Blocks; raises what `write` raises, NotFound when the store misses a blob."""
+    with store.lease() as lease:
+        _Archive(store, lease, write).write(selected)
+
+
+class _Archive:
+    def __init__(self, store: ImageStore, lease: Lease, write: Callable[[bytes], object]) -> None:
+        self._store = store
+        self._lease = lease
+        self._tar = TarWriter(write)
+        self._written: set[str] = set()
+
+    def write(self, selected: Sequence[Selected]) -> None:
+        index: list[dict[str, Any]] = []
+        docker: list[dict[str, Any]] = []
+        repositories: dict[str, dict[str, str]] = {}
+        for directory in ("blobs/", "blobs/sha256/"):
+            self._tar.add(Entry(directory, tar.DIRECTORY, 0o755))
+        for item in selected:
+            document, layers = self._manifest(item.image)
+            self._lease.hold(item.image.id, *(layer.digest for layer in layers))
+            described = Descriptor(
+                json.loads(document).get("mediaType") or manifest.OCI_MANIFEST,
+                digest_of(document),
+                len(document),
+            )
+            for layer in layers:
+                self._blob(layer.digest)
+            self._blob(item.image.id)
+            self._data(f"blobs/sha256/{described.digest.partition(':')[2]}", document)
+            index += self._described(described, item)
+            docker.append(
+                {
+                    "Config": _path(item.image.id),
+                    "RepoTags": [name.familiar for name in item.names] or None,
+                    "Layers": [_path(layer.digest) for layer in layers],
+                }
+            )
+            for name in item.names:
+                top = layers[-1].digest.partition(":")[2] if layers else ""
+                repositories.setdefault(name.familiar_name, {})[name.tag] = top
+        layout = {"schemaVersion": 2, "mediaType": manifest.OCI_INDEX, "manifests": index}
+        self._data("index.json", manifest.encode(layout))
+        self._data("manifest.json", manifest.encode(docker))
+        self._data("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+        if repositories:
+            self._data("repositories", manifest.encode(repositories))
+        self._tar.close()
+
+    def _manifest(self, image: Image) -> tuple[bytes, list[Descriptor]]:
+        """The image's manifest and layers: its own when all its blobs are here, else one of what is."""
+        own = self._store.content.read(image.manifest)
+        layers = [
+            Descriptor(str(item["mediaType"]), str(item["digest"]), int(item["size"]))
+            for item in json.loads(own)["layers"]
+        ]
+        if all(self._store.content.has(layer.digest) for layer in layers):
+            return own, layers
+        layers = []
+        for chain in image.chains:
+            row = self._store.layer(chain)
+            if row is None:
+                raise NotFound(f"layer {chain} of image {image.id} is not in the store")
+            layers.append(Descriptor(row.media_type, row.blob, self._store.content.size(row.blob)))
+        config = Descriptor(manifest.OCI_CONFIG, image.id, self._store.content.size(image.id))
+        return manifest.image_manifest(config, layers), layers
+
+    @staticmethod
+    def _described(described: Descriptor, item: Selected) -> list[dict[str, Any]]:
+        if not item.names:
+            return [described.json()]
+        return [
+            described.json() | {"annotations": {_IMAGE_NAME: str(name), _REF_NAME: name.tag}}
+            for name in item.names
+        ]
+
+    def _blob(self, digest: str) -> None:
+        if digest in self._written:
+            return
+        self._written.add(digest)
+        fd = self._store.content.open(digest)
+        try:
+            self._tar.add(Entry(_path(digest), size=os.fstat(fd).st_size), _content(fd))
+        finally:
+            os.close(fd)
+
+    def _data(self, name: str, data: bytes) -> None:
+        if name in self._written:
+            return
+        self._written.add(name)
+        self._tar.add(Entry(name, size=len(data)), [data])
+
+
+def _content(fd: int) -> Iterator[bytes]:
+    while data := os.read(fd, _CHUNK):
+        yield data
+
+
+def _path(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
