@@ -127,6 +127,11 @@ def verdict(code: int, chain: str = "") -> bytes:
     return _expression("immediate", _u32(1, REG_VERDICT), nest(2, _verdict(code, chain)))
 
 
+def load(value: bytes, register: int = REG) -> bytes:
+    """Load a constant."""
+    return _expression("immediate", _u32(1, register), nest(2, attr(1, value)))
+
+
 def dnat(family: int, address: int, port: int) -> bytes:
     """Redirect the connection to the address and port in these registers."""
     return _expression("nat", _u32(1, 1), _u32(2, family), _u32(3, address), _u32(5, port))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from guest_agent.errors import Conflict, EngineError, Forbidden, InternalError, NotFound
 from guest_agent.network import coexist, naming
@@ -18,10 +18,13 @@ from guest_agent.network.firewall import Firewall
 from guest_agent.network.forwarding import Forwarding, Uplinks
 from guest_agent.network.name_files import NameFiles
 from guest_agent.network.pool import background_worker
+from guest_agent.network.ports import ProxyClient
 from guest_agent.network.publisher import Publisher, PublishError
+from guest_agent.network.resolvers import Resolvers
 from guest_agent.network.rule_watch import RuleWatch
 from guest_agent.network.store import SandboxFiles, SandboxRecord
 from guest_agent.network.types import (
+    PREDEFINED,
     Endpoint,
     EndpointConfig,
     Network,
@@ -54,7 +57,9 @@ class NetworkManager:
         self._background = background_worker()
         self._connector = Connector(self._definitions, self._background, self._run)
         self._firewall = Firewall(self._table)
-        self._publisher = Publisher(roots, self._firewall, self._run)
+        self._proxy = ProxyClient(roots, lambda: self._spawn(self._restore()))
+        self._publisher = Publisher(self._proxy, self._firewall, self._run)
+        self._resolvers = Resolvers(self._proxy, self._run)
         self._forwarding = Forwarding(roots)
         self._uplinks: Uplinks = {}
         self._watch: RuleWatch | None = None
@@ -71,15 +76,28 @@ class NetworkManager:
         for container_id, record in adopted.items():
             self._adopt(record, running[container_id])
         await self._rebuild_firewall()
-        found = {key: outward(record.sandbox) for key, record in self._records.items()}
-        await self._publisher.restore({key: item for key, item in found.items() if item is not None})
+        await self._resolvers.keep(self._records)
+        await self._restore()
         self._connector.start()
-        self._watch = RuleWatch(self._table, self._rules_changed)
+        self._watch = RuleWatch(self._table, lambda: self._spawn(self._repair_firewall()))
 
-    def _rules_changed(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._repair_firewall())
+    def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(job)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _restore(self) -> None:
+        """Bring the proxy in line with the containers that run: ports, resolvers, names."""
+        async with self._changes:
+            found = {key: outward(record.sandbox) for key, record in self._records.items()}
+            await self._publisher.restore({key: item for key, item in found.items() if item is not None})
+            named = [record for key, record in self._records.items() if self._resolvers.has(key)]
+            for record in named:
+                resolv = self._names.resolver(record.request, record.sandbox)
+                resolv.for_own_resolver()
+                namespace = self._namespaces[record.request.container_id]
+                await self._resolvers.open(record.sandbox, namespace, resolv)
+            await self._tell_names({item for record in named for item in record.sandbox.endpoints})
 
     async def _repair_firewall(self) -> None:
         async with self._changes:
@@ -103,6 +121,8 @@ class NetworkManager:
             self._files.link(container_id, path)
         self._records[container_id] = record
         self._publisher.adopt(record.sandbox, outward(record.sandbox))
+        if any(name not in PREDEFINED for name in record.sandbox.endpoints):
+            self._resolvers.adopt(container_id)
         for endpoint in record.sandbox.endpoints.values():
             if (segment := self._definitions.segments.get(endpoint.network_id)) is not None:
                 segment.claim(endpoint)
@@ -118,7 +138,7 @@ class NetworkManager:
         for fd in self._namespaces.values():
             os.close(fd)
         self._namespaces.clear()
-        self._publisher.close()
+        await self._proxy.disconnect()
         if not self._records:
             await self._run(self._withdraw)
         self._workers.shutdown()
@@ -159,17 +179,28 @@ class NetworkManager:
         fd, wires = await self._connector.open(request, memberships)
         try:
             sandbox = self._sandbox_of(request, memberships, wires, self._files.path(request.container_id))
-            await self._publish(request, sandbox)
-            try:
-                self._enter(request, sandbox, fd)
-            except BaseException:
-                await self._publisher.unpublish(request.container_id)
-                raise
+            self._enter(request, sandbox, fd)
         except BaseException:
             os.close(fd)
             self._connector.retire(memberships, wires)
             raise
+        try:
+            await self._publish(request, sandbox)
+            if any(not network.predefined for network, _ in memberships):
+                await self._resolvers.open(sandbox, fd, self._names.resolver(request, sandbox))
+                await self._tell_names(sandbox.endpoints)
+            if sandbox.published:
+                self._files.save(self._records[request.container_id])
+        except BaseException:
+            await self.release(request.container_id)
+            raise
         return sandbox
+
+    async def _tell_names(self, names: Iterable[str]) -> None:
+        """Tell the resolvers who is on these networks now."""
+        for network in [item for item in self._definitions.networks.values() if item.name in set(names)]:
+            if not network.predefined:
+                await self._resolvers.tell(network, [endpoint for _, endpoint in self.connected(network)])
 
     def _sandbox_of(
         self, request: SandboxRequest, memberships: list[Membership], wires: list[Wire], path: str
@@ -200,7 +231,8 @@ class NetworkManager:
 
     def _enter(self, request: SandboxRequest, sandbox: Sandbox, fd: int | None) -> None:
         others = {key: record.sandbox for key, record in self._records.items()} if request.links else {}
-        self._names.write(request, sandbox, self._host_gateway(), others)
+        resolv = self._names.resolver(request, sandbox)
+        self._names.write(request, sandbox, self._host_gateway(), others, resolv)
         record = SandboxRecord(request, sandbox)
         self._files.save(record)
         if fd is not None:
@@ -225,6 +257,9 @@ class NetworkManager:
         fd = self._namespaces.pop(container_id, None)
         try:
             await self._publisher.unpublish(container_id)
+            if self._resolvers.has(container_id):
+                await self._resolvers.close(container_id)
+                await self._tell_names(record.sandbox.endpoints)
         finally:
             if fd is not None:
                 os.close(fd)
@@ -287,6 +322,7 @@ class NetworkManager:
                     "Disconnect or stop these containers first.",
                 )
             segment = self._definitions.uninstall(network)
+            await self._resolvers.forget(network)
             await self._rebuild_firewall()
             await self._run(self._definitions.remove, segment)
             return network
@@ -307,7 +343,7 @@ class NetworkManager:
             before = outward(sandbox)
             names = _dns_names(request, network, config)
             endpoint = await self._connector.add(fd, sandbox, network, config, names)
-            await self._changed(record, before)
+            await self._changed(record, before, network)
             return endpoint
 
     async def disconnect(self, network: Network, container_id: str) -> Endpoint:
@@ -322,16 +358,25 @@ class NetworkManager:
                 await self._connector.drop(self._namespaces[container_id], record.sandbox, endpoint)
             else:
                 del record.sandbox.endpoints[network.name]
-            await self._changed(record, before)
+            await self._changed(record, before, network)
             return endpoint
 
-    async def _changed(self, record: SandboxRecord, before: Endpoint | None) -> None:
-        """Bring ports, name files and the record in line with a sandbox whose endpoints have changed."""
+    async def _changed(self, record: SandboxRecord, before: Endpoint | None, network: Network) -> None:
+        """Bring ports, names and the record in line with a sandbox that joined or left a network."""
         after = outward(record.sandbox)
         if record.request.ports and (after and after.endpoint_id) != (before and before.endpoint_id):
             await self._publisher.unpublish(record.request.container_id)
             record.sandbox.published = []
             await self._publish(record.request, record.sandbox)
+        container_id = record.request.container_id
+        had_resolver = self._resolvers.has(container_id)
+        if had_resolver or not network.predefined:
+            resolv = self._names.resolver(record.request, record.sandbox)
+            resolv.for_own_resolver()
+            await self._resolvers.open(record.sandbox, self._namespaces[container_id], resolv)
+            if not had_resolver:
+                self._names.switch_resolver(record.request, record.sandbox, resolv)
+            await self._tell_names([network.name])
         self._names.update(record.request, record.sandbox)
         self._files.save(record)
 

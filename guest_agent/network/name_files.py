@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 from guest_agent.network import hosts, resolvconf
-from guest_agent.network.types import Endpoint, NetworkConfig, Sandbox, SandboxRequest
+from guest_agent.network.types import PREDEFINED, Endpoint, NetworkConfig, Sandbox, SandboxRequest
 
 
 class NameFiles:
@@ -15,7 +16,12 @@ class NameFiles:
         self._config = config
 
     def write(
-        self, request: SandboxRequest, sandbox: Sandbox, host_gateway: str, others: dict[str, Sandbox]
+        self,
+        request: SandboxRequest,
+        sandbox: Sandbox,
+        host_gateway: str,
+        others: dict[str, Sandbox],
+        resolv: resolvconf.ResolvConf,
     ) -> None:
         """Write the three files into the directory the request names; `others`: sandboxes links may mean.
 
@@ -30,19 +36,37 @@ class NameFiles:
         on_host = "host" in sandbox.endpoints
         records += _own_records(request, sandbox)
         text = hosts.of_host() if on_host and not request.extra_hosts else hosts.render(records)
-        hosts.write(request.files, text, request.hostname, self.resolver(request, sandbox))
+        hosts.write(request.files, text, request.hostname, resolv)
+        sandbox.resolv_digest = _digest(resolv.render())
 
     def resolver(self, request: SandboxRequest, sandbox: Sandbox) -> resolvconf.ResolvConf:
-        """The container's resolv.conf."""
+        """The container's resolv.conf: with our resolver where a network has names, else without."""
         resolv = resolvconf.load()
         resolv.override(
             request.dns or self._config.dns,
             request.dns_search or self._config.dns_search,
             request.dns_options or self._config.dns_opts,
         )
-        if "host" not in sandbox.endpoints:
+        if any(name not in PREDEFINED for name in sandbox.endpoints):
+            resolv.for_own_resolver()
+        elif "host" not in sandbox.endpoints:
             resolv.for_plain_network(ipv6=any(item.ipv6_address for item in sandbox.endpoints.values()))
         return resolv
+
+    def switch_resolver(
+        self, request: SandboxRequest, sandbox: Sandbox, resolv: resolvconf.ResolvConf
+    ) -> None:
+        """Give a running container another resolv.conf, unless somebody has changed the one it has."""
+        path = os.path.join(request.files, "resolv.conf")
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                current = file.read()
+        except FileNotFoundError:
+            return
+        if _digest(current) == sandbox.resolv_digest:
+            text = resolv.render()
+            hosts.rewrite_in_place(path, text)
+            sandbox.resolv_digest = _digest(text)
 
     def update(self, request: SandboxRequest, sandbox: Sandbox) -> None:
         """Replace the container's own entries in its hosts file; what a user wrote there stays."""
@@ -56,6 +80,10 @@ class NameFiles:
         kept = hosts.without_names(text, names)
         added = "".join(f"{address}\t{names}\n" for address, names in _own_records(request, sandbox))
         hosts.rewrite_in_place(path, kept + added)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _own_records(request: SandboxRequest, sandbox: Sandbox) -> list[hosts.Record]:

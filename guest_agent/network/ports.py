@@ -8,10 +8,9 @@ import ipaddress
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from guest_agent.errors import InternalError, InvalidParameter, NotSupported
-from guest_agent.network import proxy
 from guest_agent.network.firewall import PROTOCOLS, Redirect
 from guest_agent.network.types import PortBinding, PublishedPort
 from guest_agent.roots import Roots
@@ -19,6 +18,7 @@ from guest_agent.roots import Roots
 # The ports dockerd chooses from when the kernel does not say (net.ipv4.ip_local_port_range).
 EPHEMERAL = (32768, 60999)
 LINE_LIMIT = 1 << 22
+_SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 class PortInUse(Exception):
@@ -34,10 +34,13 @@ class PortInUse(Exception):
 class ProxyClient:
     """The port proxy of this engine, started when it is first needed."""
 
-    def __init__(self, roots: Roots) -> None:
+    def __init__(self, roots: Roots, on_lost: Callable[[], None]) -> None:
+        """`on_lost` is called on the event loop when the proxy has ended."""
         self._path = roots.run_path("proxy.sock")
+        self._on_lost = on_lost
         self._lock = asyncio.Lock()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     def running(self) -> bool:
         """Whether there may be a proxy: its socket exists."""
@@ -52,26 +55,34 @@ class ProxyClient:
         """
         hosts, targets = ",".join(relays), ",".join(relays.values())
         words = ["open", key, protocol, hosts, str(ports[0]), str(ports[1]), targets, str(target_port)]
-        answer = await self._request(words)
+        answer = await self.request(words)
         if answer[0] == "ok":
             return int(answer[1])
         raise PortInUse(int(answer[1]), answer[3], int(answer[2]))
 
     async def close_ports(self, key: str) -> None:
         """Give back every port of that key."""
-        await self._request(["close", key])
+        await self.request(["close", key])
 
     async def keys(self) -> list[str]:
         """Whose ports are open."""
-        return (await self._request(["list"]))[1:]
+        return (await self.request(["list"]))[1:]
 
-    def disconnect(self) -> None:
+    async def disconnect(self) -> None:
         """Leave the proxy alone; it goes on."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait((self._watch,))
+            self._watch = None
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
 
-    async def _request(self, words: list[str]) -> list[str]:
+    async def request(self, words: list[str]) -> list[str]:
+        """Send a request, to a new proxy if need be; the words of its answer. Raises InternalError."""
         async with self._lock:
             # A proxy that had nothing to do may end just as it is asked: then a new one is started.
             for _ in range(2):
@@ -83,7 +94,7 @@ class ProxyClient:
                     answer = b""
                 if answer:
                     return answer.decode().split()
-                self.disconnect()
+                self._hang_up()
             raise InternalError(
                 "the port proxy does not answer",
                 "See the engine's log; restarting the engine starts a new one.",
@@ -96,11 +107,28 @@ class ProxyClient:
             except (FileNotFoundError, ConnectionRefusedError):
                 await asyncio.to_thread(self._start)
                 self._streams = await asyncio.open_unix_connection(self._path, limit=LINE_LIMIT)
+            if self._watch is None or self._watch.done():
+                self._watch = asyncio.get_running_loop().create_task(self._wait_for_end())
         return self._streams
+
+    async def _wait_for_end(self) -> None:
+        """Hold a second connection, which says nothing until the proxy ends."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._path)
+        except OSError:
+            return
+        try:
+            await reader.read()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+        self._on_lost()
 
     def _start(self) -> None:
         # Isolated: neither the environment nor the working directory can slip it other code.
-        command = [sys.executable, "-I", "-S", proxy.__file__, self._path]
+        code = f"import sys; sys.path.insert(0, {_SOURCE!r}); from guest_agent.network.proxy import main; "
+        command = [sys.executable, "-I", "-S", "-c", code + "main(sys.argv[1])", self._path]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         if done.returncode != 0:
             text = done.stderr.decode(errors="replace").strip().splitlines()

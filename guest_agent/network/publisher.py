@@ -11,7 +11,6 @@ from guest_agent.network import bridge, ports
 from guest_agent.network.firewall import Firewall, Redirect
 from guest_agent.network.ports import PortInUse, ProxyClient
 from guest_agent.network.types import Endpoint, PortBinding, PublishedPort, Sandbox
-from guest_agent.roots import Roots
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +26,9 @@ class PublishError(Exception):
 class Publisher:
     """The published ports of all containers. `run` executes blocking work in a thread."""
 
-    def __init__(self, roots: Roots, firewall: Firewall, run: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, proxy: ProxyClient, firewall: Firewall, run: Callable[..., Awaitable[Any]]) -> None:
         self._firewall = firewall
-        self._proxy = ProxyClient(roots)
+        self._proxy = proxy
         self._run = run
         self._redirects: dict[str, list[Redirect]] = {}
         self._published: dict[str, list[PublishedPort]] = {}
@@ -135,7 +134,3 @@ class Publisher:
         # another container's.
         for address in {item.target.packed for item in found}:
             conntrack.forget(address)
-
-    def close(self) -> None:
-        """Leave the proxy to itself."""
-        self._proxy.disconnect()

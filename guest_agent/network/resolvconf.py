@@ -76,6 +76,8 @@ class ResolvConf:
 
     def for_own_resolver(self) -> None:
         """Adapt to a network whose names our resolver answers; `upstream` then lists what it forwards to."""
+        if self.transform == "internal resolver":
+            return
         from_host = "nameservers" not in self.overrides
         self.upstream = [(text, from_host) for text in self.nameservers]
         self.nameservers = [INTERNAL_RESOLVER]

@@ -154,6 +154,7 @@ class Sandbox:
     endpoints: dict[str, Endpoint]  # by network name
     published: list[PublishedPort] = field(default_factory=list)
     exposed: tuple[str, ...] = ()
+    resolv_digest: str = ""  # SHA-256 of the resolv.conf that we wrote
 
     @property
     def ports(self) -> dict[str, list[dict[str, str]] | None]:
