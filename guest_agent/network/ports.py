@@ -74,7 +74,13 @@ class ProxyClient:
             self._watch.cancel()
             await asyncio.wait((self._watch,))
             self._watch = None
-        self._hang_up()
+        if self._streams is not None:
+            writer = self._streams[1]
+            self._hang_up()
+            try:
+                await writer.wait_closed()
+            except OSError:
+                pass
 
     def _hang_up(self) -> None:
         if self._streams is not None:
@@ -107,8 +113,10 @@ class ProxyClient:
             except (FileNotFoundError, ConnectionRefusedError):
                 await asyncio.to_thread(self._start)
                 self._streams = await asyncio.open_unix_connection(self._path, limit=LINE_LIMIT)
-            if self._watch is None or self._watch.done():
-                self._watch = asyncio.get_running_loop().create_task(self._wait_for_end())
+            if self._watch is not None and not self._watch.done():
+                self._watch.cancel()  # a request noticed the end before it did
+                self._on_lost()
+            self._watch = asyncio.get_running_loop().create_task(self._wait_for_end())
         return self._streams
 
     async def _wait_for_end(self) -> None:
@@ -123,6 +131,7 @@ class ProxyClient:
             pass
         finally:
             writer.close()
+            await asyncio.sleep(0)  # lets the transport close
         self._on_lost()
 
     def _start(self) -> None:

@@ -238,11 +238,7 @@ def test_next_agent_takes_over(engine: NetworkEngine) -> None:
     kept = engine.attach("kept", ports=(PortBinding(80, host_port=18087),))
     server = engine.serve(kept, TCP_ECHO, port=80)
     stale = engine.attach("stale", ports=(PortBinding(80, host_port=18088),))
-    old = engine.manager
-    for fd in old._namespaces.values():  # what the kernel does with a dead agent
-        os.close(fd)
-    old._namespaces.clear()
-    old._connector.close()
+    engine.kill()
     assert ask("127.0.0.1", 18087)[1] == b"hello"
     assert ask("::1", 18087)[1] == b"hello"
     engine.manager = engine.new_manager([SandboxState(kept.container_id, server.pid)])

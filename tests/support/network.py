@@ -103,6 +103,18 @@ class NetworkEngine:
         )
         return self.inside(sandbox, sys.executable, "-c", code, host, str(port)).strip()
 
+    def kill(self) -> None:
+        """Let the manager end as kill -9 does: the kernel closes its descriptors, nothing else is done."""
+        manager = self.manager
+        for fd in manager._namespaces.values():
+            os.close(fd)
+        manager._namespaces.clear()
+        manager._connector.close()
+        if manager._watch is not None:
+            manager._watch.close()
+        self.run(manager._proxy.disconnect())
+        manager._definitions.close()
+
     def __enter__(self) -> NetworkEngine:
         return self
 
