@@ -18,7 +18,7 @@ from guest_agent.errors import InvalidParameter
 T = TypeVar("T")
 
 
-def decode(body: bytes, content_type: str, type: type[T], optional: bool) -> T:
+def decode(body: bytes, content_type: str, type: type[T], optional: bool = False) -> T:
     """Decodes a request body into `type`. Raises InvalidParameter in dockerd's words, naming the field."""
     if not body.strip():
         if optional:
