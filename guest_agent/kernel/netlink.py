@@ -275,12 +275,6 @@ def add_bridge(name: str, mac: bytes, mtu: int = 0) -> Message:
     return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _IFINFOMSG.pack(0, 0, 0, 0, 0) + attrs
 
 
-def add_dummy(name: str) -> Message:
-    """Create a dummy link. EEXIST."""
-    attrs = attr_str(IFLA_IFNAME, name) + nest(IFLA_LINKINFO, attr(IFLA_INFO_KIND, b"dummy"))
-    return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _IFINFOMSG.pack(0, 0, 0, 0, 0) + attrs
-
-
 def add_veth(
     name: str, peer: str, peer_namespace: int, peer_mac: bytes, master: int = 0, mtu: int = 0
 ) -> Message:
