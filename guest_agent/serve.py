@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(USAGE + usage())
         return 0
+    gc.disable()  # what is made while loading lives as long as we do
     try:
         values, others = parse_options(arguments)
         config_file = others.pop("--config", others.pop("--config-file", ""))
@@ -110,6 +111,8 @@ async def _run(
     from guest_agent.api.server import Server
     from guest_agent.engine.engine import Engine
 
+    # Threads unpack layers and talk to the kernel: do not wait 5 ms for a turn whenever one computes.
+    sys.setswitchinterval(0.0005)
     stop = asyncio.Event()
     _handle_signals(stop)
     engine = Engine(roots, config)
@@ -118,11 +121,11 @@ async def _run(
     for listener in listeners:
         server.listen(listener.socket, listener.wrap)
         log.info("API listens on %s", listener.host)
-    # What is loaded now stays: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
     _tell_ready(ready)
     _notify_systemd("READY=1")
+    # What is loaded now stays: the collector need not look at it again.
+    gc.freeze()
+    gc.enable()
     engine.start_containers()
     await stop.wait()
     _notify_systemd("STOPPING=1")
