@@ -10,8 +10,8 @@ import platform
 import tempfile
 from typing import Any
 
+from host_client.machine.cpio import Cpio
 from vm_images import erofs, recipe
-from vm_images.cpio import Cpio
 from vm_images.kernel import Modules, boot_file, kernel_version
 from vm_images.packages import BuildError, run, unpack, unpack_wheels
 from vm_images.recipe import ARCHES, Arch

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from host_client.machine.cpio import Cpio
 from vm_images import elf, pyc
-from vm_images.cpio import Cpio
 
 
 def test_a_cpio_archive_is_what_cpio_reads(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 #include "init.h"
+#include <linux/poll.h>
 #include <linux/time_types.h>
 
 /* Port 1 of virtio device 0: the host puts it in the first slot. */
 #define PORT "/dev/vport0p1"
 enum { CLOCK_REALTIME = 0, IN_CREATE = 0x100 };
 
-static int port = -1, watch = -1;
+static int port = -1, watch = -1, host_seen;
 static char input[4096], pending[4096];
 static u64 have, pending_size;
 
@@ -15,6 +16,7 @@ static void flush(void) {
     s64 done = sys(write, port, pending, pending_size);
     if (done <= 0)
         return; /* the host's end is not there yet: the loop waits until it is */
+    host_seen = 1;
     pending_size -= done;
     memcpy(pending, pending + done, pending_size);
 }
@@ -108,14 +110,16 @@ static void receive(void) {
         have = 0; /* no request is that long */
 }
 
-void control_ready(int readable) {
+void control_ready(int events) {
     if (port < 0) {
         control_open();
         return;
     }
     flush();
-    if (readable)
+    if (events & POLLIN)
         receive();
+    if (events & POLLHUP && host_seen)
+        power_off_wanted(); /* the supervisor is gone: without it nobody would ever stop this machine */
 }
 
 void stage(const char *name) {

@@ -30,7 +30,6 @@ u64 milliseconds(void) {
 }
 
 static void __attribute__((noreturn)) power_off(void) {
-    unmount_data();
     for (;;)
         sys(reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_POWER_OFF, NULL);
 }
@@ -41,6 +40,7 @@ void fail(const char *what, const char *on, s64 error) {
     log_line("failed: ", text, "");
     control_open();
     control_say("failed ", text);
+    unmount_data();
     power_off();
 }
 
@@ -82,6 +82,16 @@ static void read_lines(const char *path, char *text, u64 size, const char **line
     lines[n] = NULL;
 }
 
+/* Folders on the data disk that the host's archive has links to, parents first. */
+static void make_folders(void) {
+    static char names[8192];
+    s64 size = read_file("/run/host/folders", names, sizeof names);
+    if (size < 0)
+        fail("cannot read what the host handed over", "/run/host/folders", size);
+    for (char *cursor = names, *name; (name = next_line(&cursor));)
+        sys(mkdirat, AT_FDCWD, name, 0755);
+}
+
 static void start_agent(void) {
     static const char *arguments[WORDS], *environment[WORDS];
     read_lines("/run/host/arguments", host_arguments, sizeof host_arguments, arguments);
@@ -107,7 +117,8 @@ static void agent_ready(void) {
     ready = -1;
 }
 
-static void reap(void) {
+/* Whether there are still children; processes whose parents end become init's, so none means no process at all. */
+static int reap(void) {
     int status;
     s64 child;
     while ((child = sys(wait4, -1, &status, WNOHANG, NULL)) > 0)
@@ -116,6 +127,7 @@ static void reap(void) {
             control_say("agent-exit ", decimal(status_of(status)));
             log_line("the agent ended with status ", decimal(status_of(status)), "");
         }
+    return child != -ECHILD;
 }
 
 void power_off_wanted(void) { stopping = 1; }
@@ -126,13 +138,12 @@ static void stop_everything(int children) {
     char discarded[1024];
     for (u64 i = 0; i < COUNT(signals); i++) {
         u64 until = milliseconds() + (signals[i] == 9 ? 2 : STOP_SECONDS) * 1000;
-        while (sys(kill, -1, signals[i]) != -ESRCH && milliseconds() < until) {
+        sys(kill, -1, signals[i]);
+        while (reap() && milliseconds() < until) {
             struct pollfd wait = {children, POLLIN, 0};
-            struct __kernel_timespec left = {0, 0};
-            left.tv_sec = 1;
+            struct __kernel_timespec left = {(s64)(until - milliseconds()) / 1000, 1000000};
             sys(ppoll, &wait, 1, &left, NULL, SIGNAL_SET);
             sys(read, children, discarded, sizeof discarded);
-            reap();
         }
     }
 }
@@ -149,9 +160,10 @@ static void __attribute__((noreturn)) serve(int children) {
         if (waits[1].revents)
             agent_ready();
         if (waits[2].revents)
-            control_ready(waits[2].revents & POLLIN);
+            control_ready(waits[2].revents);
     }
     stop_everything(children);
+    unmount_data();
     power_off();
 }
 
@@ -184,6 +196,7 @@ static int boot(void) {
         sys(sethostname, host_name, size);
     stage("network");
     mount_data();
+    make_folders();
     stage("data");
     start_agent();
     load_rest();
@@ -193,7 +206,9 @@ static int boot(void) {
 void __attribute__((used, noreturn)) entry(s64 *stack) {
     int count = (int)stack[0], status = 1;
     char **arguments = (char **)(stack + 1);
-    if (sys(getpid) == 1)
+    if (sys(getpid) == 1 && count > 1 && equal(arguments[1], "probe"))
+        power_off(); /* the host only wants to know that the machine runs code */
+    else if (sys(getpid) == 1)
         status = boot();
     else
         status = modprobe_main(count, arguments);

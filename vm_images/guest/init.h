@@ -28,7 +28,7 @@ void set_up_network(void);
 void control_open(void);
 int control_fd(void); /* to wait for: the port, or what tells of its appearance */
 int control_waits_to_write(void);
-void control_ready(int readable); /* carries out what the host asked */
+void control_ready(int events); /* carries out what the host asked */
 void control_say(const char *a, const char *b);
 void stage(const char *name); /* tells how far the boot is */
 

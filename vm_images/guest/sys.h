@@ -12,7 +12,7 @@ typedef unsigned long u64;
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 /* From include/uapi/asm-generic/errno-base.h: the few that are told apart. */
-enum { ENOENT = 2, ESRCH = 3, EINTR = 4, EEXIST = 17, EINVAL = 22, EAGAIN = 11, ECHILD = 10 };
+enum { ENOENT = 2, EINTR = 4, EEXIST = 17, EINVAL = 22, EAGAIN = 11, ECHILD = 10 };
 
 #if defined(__x86_64__)
 static inline s64 syscall6(s64 n, s64 a, s64 b, s64 c, s64 d, s64 e, s64 f) {

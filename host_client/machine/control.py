@@ -1,0 +1,120 @@
+"""What the supervisor can be asked while its machine runs, over a socket of its own.
+
+One JSON object a line: {"do": "status" | "stop" | "trim" | "grow" …}; the answer is one line, {"ok": …} or
+{"error": …}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from host_client.machine.errors import MachineError
+from host_client.machine.guest import Guest
+from host_client.machine.layout import Layout
+from host_client.machine.listener import listen
+from host_client.machine.qmp import Qmp
+
+REQUEST_MAX = 64 * 1024
+
+
+class ControlServer:
+    """Answers requests until cancelled."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        status: Callable[[], dict[str, Any]],
+        stopping: asyncio.Event,
+        guest: Guest,
+        qmp: Qmp,
+    ) -> None:
+        self._layout = layout
+        self._status = status
+        self._stopping = stopping
+        self._guest = guest
+        self._qmp = qmp
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @staticmethod
+    def path(layout: Layout) -> str:
+        return os.path.join(layout.sockets, "supervisor.sock")
+
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        with listen(self.path(self._layout)) as listener:
+            listener.setblocking(False)
+            while True:
+                connection, _ = await loop.sock_accept(listener)
+                task = loop.create_task(self._answer(connection))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with connection:
+            connection.setblocking(False)
+            data = b""
+            while b"\n" not in data and len(data) < REQUEST_MAX:
+                more = await loop.sock_recv(connection, 65536)
+                if not more:
+                    return
+                data += more
+            try:
+                answer: dict[str, Any] = {"ok": await self._carry_out(json.loads(data))}
+            except MachineError as error:
+                answer = {"error": error.message, "hint": error.hint}
+            except (OSError, TimeoutError, ValueError, KeyError) as error:
+                answer = {"error": str(error) or type(error).__name__, "hint": ""}
+            try:
+                await loop.sock_sendall(connection, json.dumps(answer).encode() + b"\n")
+            except OSError:
+                pass  # it waits no longer
+
+    async def _carry_out(self, request: dict[str, Any]) -> Any:
+        match request["do"]:
+            case "status":
+                return self._status()
+            case "stop":
+                self._stopping.set()
+                return None
+            case "trim":
+                await self._guest.ask("trim")
+                return None
+            case "pause":
+                await self._qmp.execute("stop")
+                return None
+            case "resume":
+                await self._qmp.execute("cont")
+                await self._guest.set_clock()
+                return None
+        raise MachineError(f"the supervisor does not know the request {request['do']!r}")
+
+
+def ask(layout: Layout, request: dict[str, Any], seconds: float = 60.0) -> Any:
+    """Asks a running machine's supervisor. Raises MachineError when it does not run or refuses."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(seconds)
+        try:
+            connection.connect(ControlServer.path(layout))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            data = b""
+            while not data.endswith(b"\n"):
+                more = connection.recv(65536)
+                if not more:
+                    raise MachineError(f"the supervisor of machine {layout.name} ended while it was asked")
+                data += more
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise MachineError(
+                f"machine {layout.name} is not running", f"Start it: wherry machine start {layout.name}"
+            )
+        except OSError as error:
+            raise MachineError(f"the supervisor of machine {layout.name} does not answer: {error}")
+    answer = json.loads(data)
+    if "error" in answer:
+        raise MachineError(answer["error"], answer.get("hint", ""))
+    return answer["ok"]

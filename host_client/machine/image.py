@@ -1,0 +1,107 @@
+"""VM images on this host: folders with a manifest, checked when they come and named by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from host_client.machine.errors import MachineError
+from host_client.machine.layout import data_folder
+
+FORMAT = 1  # of the manifest and of what host and guest expect of each other
+PARTS = ("kernel", "initrd", "root.erofs")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A checked image."""
+
+    folder: str
+    manifest: dict[str, Any]
+
+    def path(self, part: str) -> str:
+        return os.path.join(self.folder, part)
+
+    @property
+    def arch(self) -> str:
+        return str(self.manifest["arch"])
+
+    @property
+    def identity(self) -> str:
+        """Changes with every byte of the parts."""
+        sums = "".join(self.manifest["files"][part]["sha256"] for part in PARTS)
+        return hashlib.sha256(sums.encode()).hexdigest()
+
+
+def open_image(folder: str) -> Image:
+    """An image by its folder; sizes are compared, not every byte. Raises MachineError."""
+    path = os.path.join(folder, "manifest.json")
+    try:
+        with open(path) as file:
+            manifest = json.load(file)
+        if manifest["format"] != FORMAT:
+            raise MachineError(
+                f"the VM image in {folder} has format {manifest['format']}, this Wherry needs {FORMAT}",
+                "Take the image that belongs to this version.",
+            )
+        image = Image(folder, manifest)
+        for part in PARTS:
+            if os.path.getsize(image.path(part)) != manifest["files"][part]["size"]:
+                raise MachineError(
+                    f"{image.path(part)} has not the size its manifest says", "Fetch the image again."
+                )
+        return image
+    except OSError as error:
+        raise MachineError(f"{folder} is not a VM image: {error.strerror}: {error.filename}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise MachineError(f"the manifest {path} is damaged: {error!r}", "Fetch the image again.")
+
+
+def verify(image: Image) -> None:
+    """Compares every byte with the manifest's sums. Raises MachineError, naming the file."""
+    for part in PARTS:
+        with open(image.path(part), "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != image.manifest["files"][part]["sha256"]:
+            raise MachineError(
+                f"{image.path(part)} is damaged: its SHA-256 is {found}, "
+                f"the manifest has {image.manifest['files'][part]['sha256']}",
+                "Fetch the image again.",
+            )
+
+
+def install(source: str) -> Image:
+    """Copies an image from a folder into this user's, under a name made of its content.
+
+    Raises MachineError.
+    """
+    image = open_image(source)
+    target = data_folder("images", f"{image.arch}-{image.identity[:16]}")
+    if os.path.exists(os.path.join(target, "manifest.json")):
+        return open_image(target)
+    partial = f"{target}.{os.getpid()}.tmp"
+    os.makedirs(partial)
+    try:
+        for part in (*PARTS, "manifest.json"):
+            shutil.copyfile(image.path(part), os.path.join(partial, part))
+        verify(open_image(partial))
+        try:
+            os.rename(partial, target)
+        except OSError:
+            if not os.path.exists(os.path.join(target, "manifest.json")):
+                raise  # otherwise another process was faster
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return open_image(target)
+
+
+def installed(arch: str) -> list[Image]:
+    """This user's images for an architecture, the newest first."""
+    folder = data_folder("images")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    paths = [os.path.join(folder, n) for n in names if n.startswith(f"{arch}-") and not n.endswith(".tmp")]
+    return [open_image(path) for path in sorted(paths, key=os.path.getmtime, reverse=True)]

@@ -1,0 +1,155 @@
+"""Machines as a user has them: made, started, stopped, changed and removed by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from host_client.machine import config, control, image, keys, layout, qcow2, system
+from host_client.machine.config import Config
+from host_client.machine.errors import MachineError
+
+STOP_SECONDS = 60.0  # for the supervisor's own bounded steps
+Progress = Callable[[dict[str, Any]], None]
+
+
+def _ignore(message: dict[str, Any]) -> None:
+    pass
+
+
+class Machine:
+    """One machine of this user, running or not. Raises MachineError for a name that cannot be one."""
+
+    def __init__(self, name: str) -> None:
+        self.layout = layout.Layout(name)
+        self.name = name
+
+    def exists(self) -> bool:
+        return os.path.exists(self.layout.config)
+
+    def init(self, picture: image.Image, cpus: int = 0, memory: int = 0, disk: int = 0) -> Config:
+        """Makes the machine; zeros are taken from the host. Raises MachineError when it is there already."""
+        if self.exists():
+            raise MachineError(
+                f"machine {self.name} exists already", f"Remove it first: wherry machine rm {self.name}"
+            )
+        wanted = Config(
+            arch=picture.arch,
+            image=picture.folder,
+            cpus=cpus or config.default_cpus(os.cpu_count() or 1),
+            memory=memory or config.default_memory(system.host_memory()),
+            disk=disk or config.DISK_DEFAULT,
+            created=time.time(),
+        ).check()
+        os.makedirs(self.layout.folder, mode=0o700, exist_ok=True)
+        keys.make_keys(self.layout.tls, self.name)
+        qcow2.create(self.layout.disk, wanted.disk)
+        config.save(self.layout, wanted)
+        return wanted
+
+    def running(self) -> bool:
+        """Whether a supervisor holds the machine."""
+        if not os.path.isdir(self.layout.folder):
+            return False
+        lock = system.Lock(self.layout.lock)
+        free = lock.take()
+        lock.release()
+        return not free
+
+    def status(self) -> dict[str, Any] | None:
+        """What the supervisor says of the running machine; None when it is stopped."""
+        if not self.running():
+            return None
+        status: dict[str, Any] = control.ask(self.layout, {"do": "status"})
+        return status
+
+    def start(self, progress: Progress = _ignore) -> dict[str, Any]:
+        """Boots the machine until its engine answers; does nothing when it runs. Raises MachineError."""
+        config.load(self.layout)
+        if self.running():
+            return control.ask(self.layout, {"do": "status"})  # type: ignore[no-any-return]
+        # Isolated from the user's environment; the package may be in a checkout, which is on no path.
+        code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from host_client.machine import supervisor"
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        command = [sys.executable, "-I", "-c", f"{code}; sys.exit(supervisor.main())", package, self.name]
+        process = system.start_detached(command, self.layout.log)
+        return self._follow(process, progress)
+
+    def _follow(self, process: subprocess.Popen[bytes], progress: Progress) -> dict[str, Any]:
+        assert process.stdout is not None
+        with process.stdout as messages:
+            for line in messages:
+                message = json.loads(line)
+                if "ready" in message:
+                    ready: dict[str, Any] = message["ready"]
+                    return ready
+                if "error" in message:
+                    process.wait()
+                    raise MachineError(message["error"], message["hint"])
+                progress(message)
+        status = process.wait()
+        raise MachineError(
+            f"the supervisor of machine {self.name} ended with status {status} while the machine booted",
+            f"Its log is {self.layout.log}",
+        )
+
+    def stop(self) -> bool:
+        """Stops the machine and waits until it has ended;
+
+        False when it was not running. Raises MachineError.
+        """
+        if not self.running():
+            return False
+        control.ask(self.layout, {"do": "stop"})
+        lock = system.Lock(self.layout.lock)
+        if not lock.wait(STOP_SECONDS):
+            raise MachineError(
+                f"machine {self.name} did not stop within {STOP_SECONDS:.0f} s", self.layout.log
+            )
+        lock.release()
+        return True
+
+    def set(self, cpus: int = 0, memory: int = 0, disk: int = 0) -> Config:
+        """Changes the sizes of a stopped machine; zeros stay as they are. Raises MachineError."""
+        self._must_be_stopped()
+        old = config.load(self.layout)
+        new = Config(
+            old.arch, old.image, cpus or old.cpus, memory or old.memory, disk or old.disk, old.created
+        )
+        if new.disk < old.disk:
+            raise MachineError(
+                "a data disk cannot be made smaller", "Reset the machine, or make another one."
+            )
+        qcow2.grow(self.layout.disk, new.check().disk)
+        config.save(self.layout, new)
+        return new
+
+    def reset(self) -> None:
+        """Gives a stopped machine an empty data disk: images, containers and volumes are gone."""
+        self._must_be_stopped()
+        disk = config.load(self.layout).disk
+        fresh = self.layout.disk + ".new"
+        if os.path.exists(fresh):
+            os.unlink(fresh)
+        qcow2.create(fresh, disk)
+        os.replace(fresh, self.layout.disk)
+
+    def remove(self) -> None:
+        """Removes a stopped machine with all its data."""
+        self._must_be_stopped()
+        config.load(self.layout)
+        os.unlink(self.layout.config)  # from now on there is no such machine, whatever is left
+        shutil.rmtree(self.layout.folder)
+        shutil.rmtree(self.layout.sockets, ignore_errors=True)
+
+    def _must_be_stopped(self) -> None:
+        if self.running():
+            raise MachineError(
+                f"machine {self.name} is running", f"Stop it first: wherry machine stop {self.name}"
+            )

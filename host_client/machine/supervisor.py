@@ -1,0 +1,298 @@
+"""The process that owns one machine's QEMU, from its start to its end.
+
+    python -I -m host_client.machine.supervisor NAME
+
+Its stdout is a pipe to whoever started it: one JSON object a line, {"step": …} while the machine boots and at
+last {"ready": …} or {"error": …, "hint": …}. After that it answers on its own socket, see `control`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from host_client.machine import accelerator, config, handover, image, keys, layout, qcow2, qemu, system
+from host_client.machine.channels import Channels
+from host_client.machine.command import Files, Machine, Platform, command_line, flags
+from host_client.machine.console import ConsoleLog
+from host_client.machine.control import ControlServer
+from host_client.machine.errors import MachineError
+from host_client.machine.guest import Guest
+from host_client.machine.qmp import Qmp
+from host_client.machine.relay import Relay, client_context
+
+log = logging.getLogger("supervisor")
+
+BOOT_SECONDS = {"tcg": 300.0}  # until the engine answers; under TCG the first start compiles the agent
+BOOT_SECONDS_ACCELERATED = 90.0
+STOP_SECONDS = 20.0  # for init: it gives containers 10 s
+QUIT_SECONDS = 5.0
+CLOCK_CHECK_SECONDS = 15.0
+CLOCK_JUMP_SECONDS = 0.5
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class Supervisor:
+    """One machine's run."""
+
+    def __init__(self, name: str, report: Report) -> None:
+        self.layout = layout.Layout(name)
+        self.report = report
+        self.config = config.load(self.layout)
+        self.lock = system.Lock(self.layout.lock)
+        self.stopping = asyncio.Event()
+        self.accelerator = ""
+        self.api_port = 0
+        self.started = 0.0
+        self.boot_times: dict[str, int] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._job: object | None = None
+
+    async def run(self) -> None:
+        """Boots, serves and ends the machine. Raises MachineError."""
+        if not self.lock.take():
+            raise MachineError(f"machine {self.layout.name} has a supervisor already")
+        self._clear_leftovers()
+        channels = Channels()
+        console = ConsoleLog(self.layout.console)
+        try:
+            self._launch(channels)
+            await self._live(channels, console)
+        finally:
+            self._kill()
+            channels.close()
+            console.close()
+            self._clear_leftovers()
+            self.lock.release()
+
+    def _clear_leftovers(self) -> None:
+        """Sockets and state of a supervisor that was killed; we hold the lock, so nobody uses them."""
+        for path in (self.layout.state, self.layout.api_socket, ControlServer.path(self.layout)):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+
+    def _launch(self, channels: Channels) -> None:
+        """Starts QEMU."""
+        self.report({"step": "Looking for QEMU"})
+        program = qemu.find(self.config.arch)
+        picture = image.open_image(self.config.image)
+        self.report({"step": "Choosing an accelerator"})
+        self.accelerator, why = accelerator.choose(program, picture)
+        if why:
+            self.report({"warning": f"the machine is emulated, which is slow: {why}"})
+        if not os.path.exists(self.layout.disk):
+            qcow2.create(self.layout.disk, self.config.disk)
+        elif qcow2.virtual_size(self.layout.disk) < self.config.disk:
+            qcow2.grow(self.layout.disk, self.config.disk)
+        if not os.path.exists(os.path.join(self.layout.tls, keys.FILES[-1])):
+            keys.make_keys(self.layout.tls, self.layout.name)
+        name = "wherry" if self.layout.name == layout.DEFAULT_NAME else f"wherry-{self.layout.name}"
+        handover.write_initrd(self.layout.initrd, picture, name, self.layout.tls)
+        machine = Machine(
+            name=self.layout.name,
+            cpus=self.config.cpus,
+            memory=self.config.memory,
+            files=Files(
+                picture.path("kernel"), self.layout.initrd, picture.path("root.erofs"), self.layout.disk
+            ),
+            channels=channels.for_qemu(),
+            guest_port=handover.API_PORT,
+        )
+        platform = Platform(sys.platform, self.config.arch, self.accelerator, program.version)
+        command = command_line(program.program, flags(platform, machine))
+        log.info("starting %s", " ".join(command))
+        self.report({"step": f"Booting with {self.accelerator.upper()}"})
+        self.started = time.monotonic()
+        options: dict[str, Any] = {}
+        if not system.IS_WINDOWS:
+            options["pass_fds"] = channels.inherited()
+            options["preexec_fn"] = system.tie_to_this_process()
+            options["start_new_session"] = True  # Ctrl-C in the terminal that started us is not for QEMU
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **options
+        )
+        self._job = system.put_into_job(self._process)
+        channels.started()
+
+    async def _live(self, channels: Channels, console: ConsoleLog) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            background = [tasks.create_task(console.follow(await channels.take("console")))]
+            qmp = Qmp(await channels.take("qmp"))
+            guest = Guest(await channels.take("control"), self._on_stage)
+            background.append(tasks.create_task(guest.follow()))
+            ended = tasks.create_task(self._wait_for_process())
+            try:
+                await self._boot(qmp, guest, ended, console)
+                background.append(tasks.create_task(self._relay()))
+                background.append(tasks.create_task(self._keep_clock(guest)))
+                control = ControlServer(self.layout, self._status, self.stopping, guest, qmp)
+                background.append(tasks.create_task(control.serve()))
+                self._write_state()
+                self.report({"ready": self._status()})
+                await self._until_the_end(ended, console)
+                if not ended.done():
+                    await self._stop(qmp, guest, ended)
+            finally:
+                self._kill()
+                for task in background:
+                    task.cancel()
+                await qmp.close()
+
+    async def _boot(self, qmp: Qmp, guest: Guest, ended: asyncio.Task[int], console: ConsoleLog) -> None:
+        """Until the engine answers. Raises MachineError with a cause and what the console said last."""
+        limit = BOOT_SECONDS.get(self.accelerator, BOOT_SECONDS_ACCELERATED)
+        try:
+            await qmp.connect()
+            self.api_port = await qmp.forwarded_port(handover.API_PORT)
+            async with asyncio.timeout(limit):
+                await asyncio.wait({guest.ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if not guest.ready.done():
+                    raise MachineError(f"QEMU ended with status {ended.result()} while the machine booted")
+                self.boot_times["ready"] = guest.ready.result()
+        except TimeoutError:
+            raise MachineError(*self._explain(f"the machine did not start within {limit:.0f} s", console))
+        except MachineError as error:
+            raise MachineError(*self._explain(error.message, console))
+
+    def _explain(self, message: str, console: ConsoleLog) -> tuple[str, str]:
+        reached = max(self.boot_times, key=lambda name: self.boot_times[name], default="")
+        message += f" (last stage: {reached})" if reached else " (its init did not start)"
+        said = "".join(f"\n  {line}" for line in console.last())
+        return message + (
+            f"\nIts console said last:{said}" if said else ""
+        ), f"All of it is in {console.path}"
+
+    def _on_stage(self, milliseconds: int, name: str) -> None:
+        self.boot_times[name] = milliseconds
+        self.report({"stage": name, "milliseconds": milliseconds})
+
+    async def _wait_for_process(self) -> int:
+        assert self._process is not None
+        return await asyncio.to_thread(self._process.wait)
+
+    async def _until_the_end(self, ended: asyncio.Task[int], console: ConsoleLog) -> None:
+        """Until a stop is asked for or QEMU ends by itself: a power-off from inside (0) or a crash."""
+        stop = asyncio.create_task(self.stopping.wait())
+        await asyncio.wait({stop, ended}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if ended.done() and ended.result():
+            said = " / ".join(console.last()[-3:])
+            log.error("QEMU ended with status %d; the console said last: %s", ended.result(), said)
+
+    async def _stop(self, qmp: Qmp, guest: Guest, ended: asyncio.Task[int]) -> None:
+        """By the guest's init, then by QEMU, then by force, each for a bounded time."""
+        steps: list[tuple[str, Callable[[], Awaitable[None]], float]] = [
+            ("init", partial(guest.ask, "poweroff"), STOP_SECONDS),
+            ("QEMU", qmp.quit, QUIT_SECONDS),
+        ]
+        for what, ask, seconds in steps:
+            try:
+                async with asyncio.timeout(seconds):
+                    await ask()
+                    await asyncio.shield(ended)
+                return
+            except (TimeoutError, OSError, MachineError):
+                log.warning("%s did not stop the machine within %.0f s", what, seconds)
+        self._kill()
+        await ended
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+
+    async def _relay(self) -> None:
+        from host_client.machine.listener import listen
+
+        with listen(self.layout.api_socket) as listener:
+            await Relay(listener, client_context(self.layout.tls), self.api_port).serve()
+
+    async def _keep_clock(self, guest: Guest) -> None:
+        """Sets the guest's clock when the host's has jumped: it was set, or the host has slept."""
+        last = time.time() - time.monotonic()
+        while True:
+            await asyncio.sleep(CLOCK_CHECK_SECONDS)
+            now = time.time() - time.monotonic()
+            if abs(now - last) > CLOCK_JUMP_SECONDS:
+                last = now
+                try:
+                    await guest.set_clock()
+                except (OSError, TimeoutError) as error:
+                    log.warning("cannot set the guest's clock: %r", error)
+
+    def _status(self) -> dict[str, Any]:
+        assert self._process is not None
+        return {
+            "name": self.layout.name,
+            "supervisor": os.getpid(),
+            "qemu": self._process.pid,
+            "accelerator": self.accelerator,
+            "api_port": self.api_port,
+            "socket": self.layout.api_socket,
+            "boot_milliseconds": self.boot_times,
+        }
+
+    def _write_state(self) -> None:
+        layout.write_whole(self.layout.state, (json.dumps(self._status(), indent=1) + "\n").encode(), 0o600)
+
+
+def main() -> int:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    parent = os.fdopen(os.dup(1), "w", buffering=1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    os.close(null)
+
+    def report(message: dict[str, Any]) -> None:
+        log.info("%s", re.sub(r"\s+", " ", json.dumps(message)))
+        try:
+            if not parent.closed:
+                parent.write(json.dumps(message) + "\n")
+                if "ready" in message or "error" in message:
+                    parent.close()
+        except (OSError, ValueError):
+            pass  # whoever started us waits no longer
+
+    async def run() -> None:
+        await Supervisor(sys.argv[1], report).run()
+
+    try:
+        asyncio.run(run())
+    except MachineError as error:
+        report({"error": error.message, "hint": error.hint})
+        return 1
+    except BaseExceptionGroup as group:
+        errors = [e for e in _flatten(group) if isinstance(e, MachineError)]
+        if not errors:
+            log.exception("the supervisor failed")
+            report({"error": f"the supervisor failed: {_flatten(group)[0]!r}", "hint": "Its log tells more."})
+            return 1
+        report({"error": errors[0].message, "hint": errors[0].hint})
+        return 1
+    except Exception as error:
+        log.exception("the supervisor failed")
+        report({"error": f"the supervisor failed: {error!r}", "hint": "Its log tells more."})
+        return 1
+    return 0
+
+
+def _flatten(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _flatten(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
