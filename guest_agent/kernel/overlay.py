@@ -9,6 +9,7 @@ from .syscalls import FsContext
 
 # Since Linux 6.8 overlay takes its lower layers one by one. Before, they are one option string that must fit
 # a page: descriptors' names in /proc keep it short whatever the paths are.
+_STRING_MAX = 255  # fsconfig(2)
 _LAYER_BY_LAYER = syscalls.LINUX >= (6, 8)
 
 
@@ -26,8 +27,28 @@ def open_overlay(
         fd = syscalls.open_tree(syscalls.AT_FDCWD, lower[0], syscalls.OPEN_TREE_CLONE)
         syscalls.mount_setattr(fd, "", syscalls.AT_EMPTY_PATH, attr_set=syscalls.MOUNT_ATTR_RDONLY)
         return fd
-    if not layer_by_layer:
-        return _in_one_string(lower, upper, work, staging)
+    opened: list[int] = []
+
+    def name(directory: str) -> str:
+        if layer_by_layer and len(os.fsencode(directory)) <= _STRING_MAX:
+            return directory
+        opened.append(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        return f"/proc/self/fd/{opened[-1]}"
+
+    try:
+        if layer_by_layer:
+            return _layer_by_layer(
+                list(map(name, lower)), name(upper) if upper else "", name(work) if upper else ""
+            )
+        return _in_one_string(
+            list(map(name, lower)), name(upper) if upper else "", name(work) if upper else "", staging
+        )
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _layer_by_layer(lower: list[str], upper: str, work: str) -> int:
     with FsContext("overlay") as context:
         context.set("source", "overlay")
         for directory in lower:
@@ -40,21 +61,11 @@ def open_overlay(
 
 
 def _in_one_string(lower: list[str], upper: str, work: str, staging: str) -> int:
-    opened: list[int] = []
-
-    def name(directory: str) -> str:
-        opened.append(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        return f"/proc/self/fd/{opened[-1]}"
-
+    data = "lowerdir=" + ":".join(lower)
+    if upper:
+        data += f",upperdir={upper},workdir={work}"
+    syscalls.mount("overlay", staging, "overlay", 0, data)
     try:
-        data = "lowerdir=" + ":".join(map(name, lower))
-        if upper:
-            data += f",upperdir={name(upper)},workdir={name(work)}"
-        syscalls.mount("overlay", staging, "overlay", 0, data)
-        try:
-            return syscalls.open_tree(syscalls.AT_FDCWD, staging, syscalls.OPEN_TREE_CLONE)
-        finally:
-            syscalls.umount2(staging, syscalls.MNT_DETACH)
+        return syscalls.open_tree(syscalls.AT_FDCWD, staging, syscalls.OPEN_TREE_CLONE)
     finally:
-        for fd in opened:
-            os.close(fd)
+        syscalls.umount2(staging, syscalls.MNT_DETACH)

@@ -87,18 +87,26 @@ class Monitor:
         The callbacks are called on the event loop. `on_lost`: the monitor died, and its containers are dead.
         Raises Unavailable when no monitor can be started.
         """
-        if begun is None:
-            begun = await asyncio.to_thread(begin, roots)
-        if begun.pid:
-            _reap(begun.pid)
-        self = cls(roots, begun.connection, on_exit, on_oom, on_lost)
-        self._closing = True  # until it has answered, its end is an error of ours
+        while True:
+            if begun is None:
+                begun = await asyncio.to_thread(begin, roots)
+            self = cls(roots, begun.connection, on_exit, on_oom, on_lost)
+            if begun.pid:
+                _reap(begun.pid)
+            if await self._greet():
+                return self
+            if begun.pid:
+                hint = f"See {roots.run_path('monitor.log')} for the reason."
+                raise Unavailable("the monitor did not start", hint=hint)
+            begun = None  # the one that was there was about to die
+
+    async def _greet(self) -> bool:
+        """Learns what runs; False when the monitor goes away over it."""
+        self._closing = True  # not a loss yet
         try:
             state = await self._ask({"op": "hello", "version": protocol.VERSION})
-        except InternalError as e:
-            raise Unavailable(
-                "the monitor did not start", hint=f"See {roots.run_path('monitor.log')} for the reason."
-            ) from e
+        except InternalError:
+            return False
         except BaseException:
             await self.close()
             raise
@@ -112,7 +120,7 @@ class Monitor:
                 Exit(**ended) if ended else None,
                 entry["execs"],
             )
-        return self
+        return True
 
     def running(self) -> dict[str, Running]:
         """The containers the monitor holds now, ended ones that are not forgotten included."""

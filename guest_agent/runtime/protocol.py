@@ -55,7 +55,7 @@ def _send(sock: socket, payload: bytes, fds: list[int] | tuple[int, ...], flags:
 def receive(sock: socket, flags: int = 0) -> tuple[Message, list[int]] | None:
     """The next message and its descriptors, the caller's now; None at the end of the connection.
 
-    BlockingIOError when nothing is there on a non-blocking socket.
+    BlockingIOError when nothing is there on a non-blocking socket, ValueError for what is no message.
     """
     payload, ancillary, _, _ = sock.recvmsg(_BUFFER, _ANCILLARY, flags | _MSG_CMSG_CLOEXEC)
     fds: list[int] = []
@@ -67,11 +67,19 @@ def receive(sock: socket, flags: int = 0) -> tuple[Message, list[int]] | None:
             os.close(fd)
         return None
     if payload[:1] == b"M":
-        memfd = fds.pop(0)
-        with open(memfd, "rb") as file:
+        if not fds:
+            raise ValueError("a message without its content")
+        with open(fds.pop(0), "rb") as file:
             file.seek(0)
             payload = file.read()
     else:
         payload = payload[1:]
-    message: Message = json.loads(payload)
+    try:
+        message: Message = json.loads(payload)
+        if not isinstance(message, dict):
+            raise ValueError("a message that is no object")
+    except ValueError:
+        for fd in fds:
+            os.close(fd)
+        raise
     return message, fds

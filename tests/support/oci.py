@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import shutil
 import socket
 import struct
+import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from guest_agent.roots import Roots
-from guest_agent.runtime import capabilities, seccomp
+from guest_agent.runtime import capabilities, cgroups, seccomp
 from guest_agent.runtime.client import Monitor
 from guest_agent.runtime.types import Attachment, Exit, Launch, LogSpec, Overlay, Stdio
 
 T = TypeVar("T")
+
+PARENT = f"/wherry-test-{os.getpid()}"
+"""The control group above the tests' containers."""
 
 BUSYBOX = "/bin/busybox"
 APPLETS = (
@@ -157,7 +162,7 @@ def process(*args: str, **more: Any) -> dict[str, Any]:
 def config(container_id: str, *args: str, **more: Any) -> dict[str, Any]:
     """An OCI configuration as Docker makes it; `linux` and `process` are merged, other keywords replace."""
     linux = {
-        "cgroupsPath": f"/wherry-test/{container_id}",
+        "cgroupsPath": f"{PARENT}/{container_id}",
         "namespaces": [{"type": kind} for kind in ("mount", "uts", "ipc", "pid", "network")],
         "resources": {
             "devices": [
@@ -286,6 +291,18 @@ class Runtime:
             await self._waiting[key]
         return self.exits[key]
 
+    async def wait_file(self, container_id: str) -> dict[str, Any]:
+        """The exit file of a container, when it is there."""
+        path = self.top / f"{container_id}.exit.json"
+
+        def look() -> dict[str, Any]:
+            while not path.exists():
+                time.sleep(0.01)
+            content: dict[str, Any] = json.loads(path.read_text())
+            return content
+
+        return await asyncio.to_thread(look)
+
     def overlay(self, name: str, lower: Sequence[str] = ()) -> Overlay:
         """A writable overlay over the root file system, or over `lower`."""
         upper, work = self.top / name / "upper", self.top / name / "work"
@@ -353,7 +370,7 @@ class Runtime:
         out, err = await client.read()
         end = await self.wait(container_id, exec_id)
         await self.monitor.forget(container_id, exec_id)
-        return Result(end.code, out.decode(), err.decode(), end)
+        return Result(end.code, out.decode(errors="replace"), err.decode(errors="replace"), end)
 
 
 class Driver:
@@ -415,13 +432,13 @@ def state_of(pid: int) -> dict[str, str]:
 
 
 def leftovers(top: Path) -> list[str]:
-    """Mounts, control groups and state that name `top` or the tests' parent group."""
-    found = []
+    """Mounts that name `top`, and control groups of tests' containers; the groups are removed."""
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        found += [line for line in file if str(top) in line]
-    for base in (os.scandir("/sys/fs/cgroup"),):
-        for entry in base:
-            group = os.path.join(entry.path, "wherry-test")
-            if os.path.isdir(group):
-                found += [os.path.join(group, name) for name in os.listdir(group) if len(name) == 64]
+        found = [line for line in file if str(top) in line]
+    parent = cgroups.at(PARENT)
+    for directory in parent.directories():
+        if os.path.isdir(directory):
+            found += [entry.path for entry in os.scandir(directory) if entry.is_dir()]
+    while parent.kill() or not parent.delete():
+        time.sleep(0.01)
     return found
