@@ -24,6 +24,10 @@ class Reference:
         self.tag = tag
         self.digest = digest
 
+    def name(self) -> str:
+        """The repository in full: `docker.io/library/alpine`."""
+        return f"{self.domain}/{self.path}"
+
     def familiar_name(self) -> str:
         """The repository as docker shows it: without `docker.io/` and `library/`."""
         if self.domain != DEFAULT_DOMAIN:

@@ -166,7 +166,7 @@ def _short(parsed: Parsed, by_short: dict[str, Flag], word: str, argv: Sequence[
         if flag is None:
             if letter == "h":
                 raise HelpWanted
-            raise usage_error(parsed.name, f"unknown shorthand flag: {letter!r} in {word}")
+            raise usage_error(parsed.name, f"unknown shorthand flag: {letter!r} in -{letter}{letters}")
         if letters.startswith("="):
             value, letters = letters[1:], ""
         elif flag[2] == "bool":
@@ -177,7 +177,7 @@ def _short(parsed: Parsed, by_short: dict[str, Flag], word: str, argv: Sequence[
             value = argv[position]
             position += 1
         else:
-            raise usage_error(parsed.name, f"flag needs an argument: {letter!r} in {word}")
+            raise usage_error(parsed.name, f"flag needs an argument: {letter!r} in -{letter}{letters}")
         _set(parsed, flag, value)
     return position
 

@@ -83,7 +83,7 @@ class Session:
 
 
 def import_attached() -> None:
-    """Import what a session at the terminal needs. Called while the engine makes it, so that it costs no time."""
+    """Import what a session at the terminal needs; called while the engine makes it, to cost no time."""
     from host_client.cli import attached, streams, terminal  # noqa: F401
 
     terminal.for_this_system()

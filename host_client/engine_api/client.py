@@ -139,7 +139,7 @@ class Client:
         headers: Iterable[tuple[str, str]] = (),
         meanwhile: Callable[[], object] | None = None,
     ) -> Response:
-        """One request; the answer's head has been read, the body has not. `meanwhile` is called while it is awaited.
+        """One request; the answer's head has been read, the body has not. `meanwhile` is called in between.
 
         Raises:
             ApiError: the engine answered with an error.

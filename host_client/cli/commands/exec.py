@@ -26,7 +26,7 @@ def execute(session: Session, parsed: Parsed) -> int:
         from host_client.cli.options.container_config import read_pairs
 
         try:
-            environment = read_pairs(parsed["env-file"], "--env-file", os.environ) + environment
+            environment = read_pairs(parsed["env-file"], os.environ) + environment
         except ValueError as error:
             raise CliError(str(error))
     detached, tty = parsed["detach"], parsed["tty"]

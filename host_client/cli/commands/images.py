@@ -199,7 +199,7 @@ def tag(session: Session, parsed: Parsed) -> int:
         raise CliError(f'Error parsing reference: "{target}" is not a valid repository/tag: {error}')
     if parsed_target.digest:
         raise CliError("refusing to create a tag with a digest reference")
-    query = {"repo": parsed_target.familiar_name(), "tag": parsed_target.tagged().tag}
+    query = {"repo": parsed_target.name(), "tag": parsed_target.tagged().tag}
     session.client.post(f"{image_path(source)}/tag", query)
     return 0
 
@@ -278,7 +278,7 @@ def commit(session: Session, parsed: Parsed) -> int:
             raise CliError(str(error))
         if name.digest:
             raise CliError("cannot commit to digest reference")
-        repository, name_tag = name.familiar_name(), name.tagged().tag
+        repository, name_tag = name.name(), name.tagged().tag
     query = {
         "container": container,
         "repo": repository,
@@ -288,7 +288,7 @@ def commit(session: Session, parsed: Parsed) -> int:
         "changes": parsed["change"] or None,
         "pause": None if parsed["pause"] else "0",
     }
-    output.line(session.client.post("/commit", query, {})["Id"])
+    output.line(session.client.post("/commit", query)["Id"])
     return 0
 
 

@@ -127,6 +127,8 @@ def _of_kind(kind: str) -> Callable[[Session, Parsed], int]:
         }
         if "platform" in query:
             query["platform"] = _platform(query["platform"])
+        if "verbose" in query:
+            query["verbose"] = "true"
         return inspect_all(parsed.args, parsed["format"], lambda name: look_up(session, kind, name, query))
 
     return run

@@ -135,7 +135,7 @@ def wait(session: Session, parsed: Parsed) -> int:
     """`wherry wait`."""
 
     def action(name: str) -> str:
-        answer = session.client.post(f"/containers/{quote(name)}/wait", {"condition": "not-running"})
+        answer = session.client.post(f"/containers/{quote(name)}/wait")
         problem = (answer.get("Error") or {}).get("Message")
         if problem:
             raise ApiError(500, problem)

@@ -33,7 +33,7 @@ def fetch(
 ) -> None:
     """Have the engine pull an image, or all tags of a repository, and show how it goes."""
     query = {
-        "fromImage": name.familiar_name(),
+        "fromImage": name.name(),
         "tag": "" if everything else name.digest or name.tag,
         "platform": platform.lower(),
     }
@@ -64,9 +64,7 @@ def pull(session: Session, parsed: Parsed) -> int:
     platform = parsed["platform"] or os.environ.get("DOCKER_DEFAULT_PLATFORM", "")
     fetch(session, name, platform, everything, output.OUT, quiet)
     output.line(
-        f"{name.domain}/{name.path}"
-        + (f":{name.tag}" if name.tag else "")
-        + (f"@{name.digest}" if name.digest else "")
+        name.name() + (f":{name.tag}" if name.tag else "") + (f"@{name.digest}" if name.digest else "")
     )
     return 0
 

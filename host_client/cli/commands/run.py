@@ -63,8 +63,7 @@ def create_container(session: Session, parsed: Parsed, body: dict[str, Any]) -> 
     cid_path = parsed["cidfile"]
     if cid_path and os.path.exists(cid_path):
         raise CliError(
-            f"container ID file found, make sure the other container isn't running or delete {cid_path}",
-            status=125,
+            f"container ID file found, make sure the other container isn't running or delete {cid_path}"
         )
     name = None
     if not reference.is_image_id(image) and not image.startswith("sha256:"):
@@ -72,7 +71,7 @@ def create_container(session: Session, parsed: Parsed, body: dict[str, Any]) -> 
             name = reference.parse(image).tagged()
         except ValueError as error:
             raise CliError(
-                str(error), f"write an image as name, name:tag or registry/name:tag, not {image!r}", 125
+                str(error), f"write an image as name, name:tag or registry/name:tag, not {image!r}"
             )
     cid_file = _open_cid_file(cid_path) if cid_path else -1
     try:
@@ -114,7 +113,7 @@ def _open_cid_file(path: str) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise CliError(f"failed to create the container ID file: open {path}: {reason}", status=125)
+        raise CliError(f"failed to create the container ID file: open {path}: {reason}")
 
 
 def _pull(session: Session, image: str, platform: str, quiet: bool) -> None:
@@ -179,6 +178,8 @@ def run(session: Session, parsed: Parsed) -> int:
             sig_proxy=parsed["sig-proxy"],
         )
         return attachment.follow("removed" if parsed["rm"] else "next-exit", start={})
+    except CliError as error:
+        raise CliError(error.message, error.hint, 125)
     except EngineApiError as error:
         raise CliError(error.message, error.hint, status_of(error))
 

@@ -86,7 +86,7 @@ def dns_server(text: str) -> str:
     """An IP address."""
     found = address(text.strip())
     if not found:
-        raise ValueError(f"{text} is not an ip address")
+        raise ValueError(f"IP address is not correctly formatted: {text}")
     return found
 
 

@@ -34,8 +34,8 @@ def create_body(parsed: Parsed, image: str, arguments: list[str], environment: l
     binds, volumes = _volumes(parsed["volume"])
     bindings, exposed = _ports(parsed)
     devices, requests = _devices(parsed["device"], parsed["gpus"])
-    variables = read_pairs(parsed["env-file"], "--env-file", os.environ) + environment
-    labels = read_pairs(parsed["label-file"], "--label-file", None) + parsed["label"]
+    variables = read_pairs(parsed["env-file"], os.environ) + environment
+    labels = read_pairs(parsed["label-file"], None) + parsed["label"]
     _check_namespaces(parsed)
     policy = restart_policy(parsed["restart"])
     log_options = _log_options(parsed)
@@ -65,8 +65,6 @@ def create_body(parsed: Parsed, image: str, arguments: list[str], environment: l
     }
     if exposed:
         body["ExposedPorts"] = {port: {} for port in exposed}
-    if parsed["mac-address"]:
-        body["MacAddress"] = parsed["mac-address"]
     if parsed["stop-signal"]:
         body["StopSignal"] = parsed["stop-signal"]
     if "stop-timeout" in parsed.given:
@@ -293,7 +291,7 @@ def _security(options: list[str]) -> tuple[list[str] | None, bool]:
         if not separator and key != "no-new-privileges":
             key, separator, value = option.partition(":")
         if (not separator or not value) and key != "no-new-privileges":
-            raise ValueError(f'invalid --security-opt: "{option}"')
+            raise ValueError(f'Invalid --security-opt: "{option}"')
         if key == "seccomp" and value not in ("builtin", "unconfined"):
             option = f"seccomp={_seccomp_profile(value)}"
         if option == "systempaths=unconfined":
@@ -354,7 +352,7 @@ def _pairs(texts: Iterable[str]) -> dict[str, str]:
     return dict(text.partition("=")[::2] for text in texts)
 
 
-def read_pairs(paths: list[str], flag: str, fallback: Any) -> list[str]:
+def read_pairs(paths: list[str], fallback: Any) -> list[str]:
     """The `name=value` lines of files; a bare name takes its value from `fallback`, or is left out.
 
     Raises:
@@ -366,19 +364,19 @@ def read_pairs(paths: list[str], flag: str, fallback: Any) -> list[str]:
             with open(path, "rb") as file:
                 content = file.read()
         except OSError as error:
-            raise ValueError(f"{flag}: open {path}: {(error.strerror or str(error)).lower()}")
+            raise ValueError(f"open {path}: {(error.strerror or str(error)).lower()}")
         for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
             try:
                 line = raw.removesuffix(b"\r").decode("utf-8").lstrip()
             except UnicodeDecodeError:
-                raise ValueError(f"{flag}: invalid env file ({path}): invalid utf8 bytes at line {number}")
+                raise ValueError(f"invalid env file ({path}): invalid utf8 bytes at line {number}")
             if not line or line[0] == "#":
                 continue
             name, equals, _ = line.partition("=")
             if not name:
-                raise ValueError(f"{flag}: invalid env file ({path}): no variable name on line '{line}'")
+                raise ValueError(f"invalid env file ({path}): no variable name on line '{line}'")
             if " " in name or "\t" in name:
-                raise ValueError(f"{flag}: invalid env file ({path}): variable '{name}' contains whitespaces")
+                raise ValueError(f"invalid env file ({path}): variable '{name}' contains whitespaces")
             if equals:
                 found.append(line)
             elif fallback is not None and name in fallback:

@@ -54,7 +54,8 @@ def _set(mount: dict[str, Any], key: str, value: str, equals: bool, field: str) 
     elif key in ("target", "dst", "destination"):
         mount["Target"] = value
     elif key in ("readonly", "ro"):
-        mount["ReadOnly"] = _boolean(key, value, equals)
+        if _boolean(key, value, equals):
+            mount["ReadOnly"] = True
     elif key == "consistency":
         mount["Consistency"] = value.lower()
     elif key == "bind-propagation":
@@ -87,7 +88,7 @@ def _set(mount: dict[str, Any], key: str, value: str, equals: bool, field: str) 
             raise ValueError(f"invalid value for {key}: {value}")
         mount.setdefault("TmpfsOptions", {})["Mode"] = int(value, 8)
     else:
-        raise ValueError(f"unknown option '{key}' in '{field}'")
+        raise ValueError(f"unexpected key '{key}' in '{field}'")
 
 
 def _recursive(options: dict[str, Any], key: str, value: str) -> None:

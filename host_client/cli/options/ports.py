@@ -43,7 +43,7 @@ def _mappings(spec: str) -> Iterator[tuple[str, dict[str, str]]]:
     parts = spec.rsplit(":", 2)
     ip, host, container = ("", "", *parts)[-3:]
     ports, protocol = _split_protocol(container)
-    if protocol not in PROTOCOLS:
+    if ports and protocol not in PROTOCOLS:
         raise ValueError(f"invalid proto: {protocol}")
     if ip.startswith("["):
         if not ip.endswith("]"):
@@ -121,4 +121,4 @@ def _range_error(text: str) -> str:
             return f'strconv.ParseUint: parsing "{part}": invalid syntax'
         if int(part) > 65535:
             return f'strconv.ParseUint: parsing "{part}": value out of range'
-    return f"invalid range specified for port: {text}"
+    return f"invalid range specified for the port: {text}"
