@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .container import Container
     from .engine import Engine
 
+SETTLE = 0.5  # seconds
 REMEMBERED = 512  # ended execs that can still be inspected; dockerd keeps them five to ten minutes
 
 
@@ -49,6 +51,18 @@ class Exec:
     pid: int = 0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
+    async def settle(self) -> None:
+        """Waits for the news of an end that has already come about.
+
+        A client learns from the end of its stream, which comes from the monitor past the agent, and may ask
+        for the exit code before the monitor's message has been read.
+        """
+        if self.running and not _exists(self.pid):
+            try:
+                await asyncio.wait_for(self.ended.wait(), SETTLE)
+            except TimeoutError:
+                pass  # it is still being started
+
     def inspect(self) -> dict[str, Any]:
         """The exec as the API shows it."""
         return {
@@ -70,6 +84,10 @@ class Exec:
             "DetachKeys": "",
             "Pid": self.pid,
         }
+
+
+def _exists(pid: int) -> bool:
+    return pid > 0 and os.path.exists(f"/proc/{pid}")
 
 
 class Execs:

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from guest_agent.errors import Conflict, EngineError, NotFound, NotModified
-from guest_agent.runtime.types import Exit, LaunchError
+from guest_agent.runtime.types import Attachment, Exit, LaunchError
 
 from . import attach, health, launch, removal
 from .container_events import publish
@@ -63,6 +63,9 @@ async def start_locked(engine: Engine, container: Container) -> None:
     record.state.set_running(pid, started_at)
     record.manually_stopped, record.started_before = False, True
     container.manually_restarted = False
+    # Who came to attach while the monitor was starting it.
+    clients, container.pending_attachments = container.pending_attachments, []
+    await _hand_over(engine, container, clients)
     engine.containers.post(container)
     publish(engine, container, "start")
     health.start(engine, container)
@@ -174,10 +177,14 @@ async def attach_client(
     if container.removed:
         attach.close(given)
     elif container.state.running and not container.state.restarting:
-        for each in given:
-            try:
-                await engine.monitor.attach(container.id, each)
-            except NotFound:
-                pass  # it has just ended, and the client has been let go
+        await _hand_over(engine, container, given)
     else:
         container.pending_attachments += given
+
+
+async def _hand_over(engine: Engine, container: Container, given: list[Attachment]) -> None:
+    for each in given:
+        try:
+            await engine.monitor.attach(container.id, each)
+        except NotFound:
+            pass  # it has just ended, and the client has been let go

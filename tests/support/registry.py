@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -92,18 +93,18 @@ class TlsRegistry(Registry):
     It has an address outside 127.0.0.0/8 on the loopback interface, since Docker trusts anybody on 127.0.0.1.
     """
 
-    HOST = "192.0.2.77"  # TEST-NET-1 (RFC 5737): nobody else's
-
     def __init__(self, directory: Path, **settings: Any) -> None:
-        subprocess.run(["ip", "address", "replace", f"{self.HOST}/32", "dev", "lo"], check=True)
+        # TEST-NET-1 (RFC 5737) is nobody's; suites that run side by side take different addresses of it.
+        self.host = f"192.0.2.{os.getpid() % 254 + 1}"
+        subprocess.run(["ip", "address", "replace", f"{self.host}/32", "dev", "lo"], check=True)
         self.authority = Authority(directory)
-        certificate, key = self.authority.issue("registry.test", self.HOST)
+        certificate, key = self.authority.issue("registry.test", self.host)
         tls = {"certificate": str(certificate), "key": str(key)}
-        super().__init__(directory, self.HOST, http={"addr": f"{self.HOST}:0", "tls": tls}, **settings)
+        super().__init__(directory, self.host, http={"addr": f"{self.host}:0", "tls": tls}, **settings)
 
     def close(self) -> None:
         super().close()
-        subprocess.run(["ip", "address", "delete", f"{self.HOST}/32", "dev", "lo"], check=True)
+        subprocess.run(["ip", "address", "delete", f"{self.host}/32", "dev", "lo"], check=True)
 
 
 class BasicRegistry(Registry):

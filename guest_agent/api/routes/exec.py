@@ -69,7 +69,9 @@ def register(router: Router, engine: Engine) -> None:
         return None
 
     async def inspect(request: Request) -> Response:
-        return Response(body=engine.containers.execs.get(request.params["id"]).inspect())
+        item = engine.containers.execs.get(request.params["id"])
+        await item.settle()
+        return Response(body=item.inspect())
 
     async def resize(request: Request) -> Response:
         item = engine.containers.execs.get(request.params["id"])
