@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 
+from host_client.cli import output
 from host_client.engine_api.client import Client
 from host_client.engine_api.endpoint import Endpoint, Tls, parse_host
 
@@ -13,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from host_client.cli.flags import Parsed
     from host_client.config import Config
+    from host_client.engine_api.http import Connection
 
 
 class Session:
@@ -40,12 +42,19 @@ class Session:
             if chosen:
                 self._client = self.connect(parse_host(chosen, self.tls()))
             else:
-                from host_client import native
-
-                connection = native.find_or_start()
+                connection = self._find_or_start()
                 self._client = self.connect(connection.endpoint)
                 self._client.adopt(connection)
         return self._client
+
+    def _find_or_start(self) -> Connection:
+        from host_client import vm
+
+        if vm.chosen_mode(self.settings["mode"]) == "vm":
+            return vm.find_or_start(lambda text: output.err(text + "\n"))
+        from host_client import native
+
+        return native.find_or_start()
 
     def connect(self, endpoint: Endpoint) -> Client:
         """A client for an engine, with the headers that the configuration adds."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,3 +109,30 @@ def installed(arch: str) -> list[Image]:
     names = os.listdir(folder) if os.path.isdir(folder) else []
     paths = [os.path.join(folder, n) for n in names if n.startswith(f"{arch}-") and not n.endswith(".tmp")]
     return [open_image(path) for path in sorted(paths, key=os.path.getmtime, reverse=True)]
+
+
+def packaged(arch: str) -> str | None:
+    """The folder of the image that a Python package brought: wherry_image_ARCH."""
+    spec = importlib.util.find_spec(f"wherry_image_{arch}")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return places[0] if places else None
+
+
+def build(arch: str) -> Image:
+    """Builds and installs an image with the recipe of this checkout.
+
+    Raises MachineError when that is not possible.
+    """
+    if importlib.util.find_spec("vm_images") is None or shutil.which("mmdebstrap") is None:
+        raise MachineError(
+            f"there is no VM image for {arch} on this machine",
+            f"Install one: pip install wherry-image-{arch}, or: wherry machine init --image FOLDER",
+        )
+    os.makedirs(data_folder("images"), exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=data_folder("images"), suffix=".tmp") as folder:
+        command = [sys.executable, "-m", "vm_images", "build", "--arch", arch, "--out", folder]
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+        if done.returncode:
+            raise MachineError(f"the VM image cannot be built: {done.stderr.strip().removeprefix('error: ')}")
+        return install(folder)

@@ -115,9 +115,26 @@ class Machine:
         lock.release()
         return True
 
+    def describe(self) -> dict[str, Any]:
+        """Everything there is to know, for `inspect`."""
+        made = config.load(self.layout)
+        return {
+            "Name": self.name,
+            "Arch": made.arch,
+            "CPUs": made.cpus,
+            "Memory": made.memory,
+            "Disk": made.disk,
+            "Image": made.image,
+            "Created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(made.created)),
+            "DataDisk": self.layout.disk,
+            "ConsoleLog": self.layout.console,
+            "SupervisorLog": self.layout.log,
+            "State": self.status(),
+        }
+
     def set(self, cpus: int = 0, memory: int = 0, disk: int = 0) -> Config:
         """Changes the sizes of a stopped machine; zeros stay as they are. Raises MachineError."""
-        self._must_be_stopped()
+        self.must_be_stopped()
         old = config.load(self.layout)
         new = Config(
             old.arch, old.image, cpus or old.cpus, memory or old.memory, disk or old.disk, old.created
@@ -132,7 +149,7 @@ class Machine:
 
     def reset(self) -> None:
         """Gives a stopped machine an empty data disk: images, containers and volumes are gone."""
-        self._must_be_stopped()
+        self.must_be_stopped()
         disk = config.load(self.layout).disk
         fresh = self.layout.disk + ".new"
         if os.path.exists(fresh):
@@ -142,13 +159,14 @@ class Machine:
 
     def remove(self) -> None:
         """Removes a stopped machine with all its data."""
-        self._must_be_stopped()
+        self.must_be_stopped()
         config.load(self.layout)
         os.unlink(self.layout.config)  # from now on there is no such machine, whatever is left
         shutil.rmtree(self.layout.folder)
         shutil.rmtree(self.layout.sockets, ignore_errors=True)
 
-    def _must_be_stopped(self) -> None:
+    def must_be_stopped(self) -> None:
+        """Raises MachineError when it runs."""
         if self.running():
             raise MachineError(
                 f"machine {self.name} is running", f"Stop it first: wherry machine stop {self.name}"
