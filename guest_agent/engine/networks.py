@@ -66,6 +66,7 @@ class Networks:
         self._engine = engine
         self._manager = NetworkManager(engine.roots, network_config(engine.config))
         self.start = self._manager.start
+        self.ready = self._manager.ready
         self.close = self._manager.close
         self.get = self._manager.get
         self.check = self._manager.check

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from guest_agent.errors import Conflict, EngineError, Forbidden, InternalError, NotFound
+from guest_agent.errors import Conflict, EngineError, Forbidden, InternalError, NotFound, Unavailable
 from guest_agent.network import coexist, naming
 from guest_agent.network.bridge import Wire
 from guest_agent.network.connector import Connector, Membership, outward
@@ -57,16 +57,22 @@ class NetworkManager:
         self._background = background_worker()
         self._connector = Connector(self._definitions, self._background, self._run)
         self._firewall = Firewall(self._table)
-        self._proxy = ProxyClient(roots, lambda: self._spawn(self._restore()))
+        self._proxy = ProxyClient(roots, lambda: self._spawn(self._restore))
         self._publisher = Publisher(self._proxy, self._firewall, self._run)
         self._resolvers = Resolvers(self._proxy, self._run)
         self._forwarding = Forwarding(roots)
         self._uplinks: Uplinks = {}
+        self._setting_up: asyncio.Task[None] | None = None
         self._watch: RuleWatch | None = None
+        self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, containers: Iterable[SandboxState]) -> None:
-        """Set up bridges and firewall; take over the containers that run; remove what others left."""
+        """Set up the bridges and take over the containers that run.
+
+        The rest (firewall, published ports, what containers that are no longer have left) is done in the
+        background; `ready` waits for it, and so does everything that needs it.
+        """
         running = {state.container_id: state.pid for state in containers}
         left = self._files.load()
         adopted = {key: record for key, record in left.items() if record is not None and key in running}
@@ -75,14 +81,35 @@ class NetworkManager:
             self._files.delete(container_id)
         for container_id, record in adopted.items():
             self._adopt(record, running[container_id])
-        await self._rebuild_firewall()
+        self._connector.start()
+        self._setting_up = asyncio.get_running_loop().create_task(self._set_up())
+
+    async def _set_up(self) -> None:
+        try:
+            await self._rebuild_firewall()
+        except OSError as error:
+            log.error("cannot set up networks: the firewall's rules were refused: %s", error)
+            raise
+        self._watch = RuleWatch(self._table, lambda: self._spawn(self._repair_firewall))
         await self._resolvers.keep(self._records)
         await self._restore()
-        self._connector.start()
-        self._watch = RuleWatch(self._table, lambda: self._spawn(self._repair_firewall()))
 
-    def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(job)
+    async def ready(self) -> None:
+        """Wait until all is set up after `start`. Raises Unavailable when the kernel does not let us."""
+        if self._setting_up is None:
+            raise InternalError("networks are used before they were started")
+        try:
+            await asyncio.shield(self._setting_up)
+        except OSError as error:
+            raise Unavailable(
+                f"cannot set up networks: the kernel refuses nf_tables or IP forwarding: {error.strerror}",
+                "It needs nf_tables with NAT (modules nf_tables, nft_nat, nft_masq, nft_ct, nft_fib_inet).",
+            )
+
+    def _spawn(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if self._closing:
+            return
+        task = asyncio.get_running_loop().create_task(job())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -129,6 +156,9 @@ class NetworkManager:
 
     async def close(self) -> None:
         """Let go of everything but the containers that run; without any, remove bridges and firewall, too."""
+        self._closing = True
+        if self._setting_up is not None:
+            await asyncio.wait((self._setting_up,))
         if self._watch is not None:
             self._watch.close()
         if self._tasks:
@@ -138,8 +168,10 @@ class NetworkManager:
         for fd in self._namespaces.values():
             os.close(fd)
         self._namespaces.clear()
-        await self._proxy.disconnect()
-        if not self._records:
+        if self._records:
+            await self._proxy.disconnect()
+        else:
+            await self._proxy.end()
             await self._run(self._withdraw)
         self._workers.shutdown()
         self._definitions.close()
@@ -176,6 +208,8 @@ class NetworkManager:
             sandbox = self._sandbox_of(request, memberships, [], "")
             self._enter(request, sandbox, None)
             return sandbox
+        if memberships[0][0].driver != "null":
+            await self.ready()
         fd, wires = await self._connector.open(request, memberships)
         try:
             sandbox = self._sandbox_of(request, memberships, wires, self._files.path(request.container_id))
@@ -299,6 +333,7 @@ class NetworkManager:
         Raises InvalidParameter, Forbidden, NotFound, NotSupported for what is asked, Conflict when the name
         is taken, InternalError when the kernel refuses; all with dockerd's text.
         """
+        await self.ready()
         async with self._changes:
             segment = await self._run(self._definitions.create, spec)
             self._definitions.install(segment)
@@ -311,6 +346,7 @@ class NetworkManager:
 
     async def remove(self, name_or_id: str) -> Network:
         """Remove a network that no running container is on. Raises NotFound, Forbidden."""
+        await self.ready()
         async with self._changes:
             network = self.get(name_or_id)
             if network.predefined:
@@ -333,6 +369,7 @@ class NetworkManager:
         Raises Forbidden with dockerd's text when it is on it, InvalidParameter for what the network cannot
         do. That host and none exclude other networks is the caller's to see to.
         """
+        await self.ready()
         async with self._changes:
             record = self._record(container_id)
             sandbox, request = record.sandbox, record.request

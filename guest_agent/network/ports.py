@@ -68,6 +68,12 @@ class ProxyClient:
         """Whose ports are open."""
         return (await self.request(["list"]))[1:]
 
+    async def end(self) -> None:
+        """End the proxy, unless it still has something to do; then `disconnect`."""
+        if self.running():
+            await self.request(["end"])
+        await self.disconnect()
+
     async def disconnect(self) -> None:
         """Leave the proxy alone; it goes on."""
         if self._watch is not None:

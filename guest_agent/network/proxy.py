@@ -24,6 +24,7 @@ list.
     resolvers                       `ok KEY …`
     zone ID NAME [NAME[,NAME…]=ADDRESS[,ADDRESS…] …]     who is on a network; addresses as packed hexadecimal
     unzone ID                       the network is gone
+    end                             end the process, if it has nothing to do; `ok`, or `error EBUSY`
 
 IPv6 sockets take IPv6 only.
 """
@@ -85,6 +86,7 @@ class Server(Handler):
         self.zones: dict[str, Zone] = {}
         self.next_port = 0
         self.idle_since = time.monotonic()
+        self.ending = False
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             os.unlink(path)
@@ -128,6 +130,11 @@ class Server(Handler):
                 return "ok"
             case ["unzone", key]:
                 self.zones.pop(key, None)
+                return "ok"
+            case ["end"]:
+                if self.relays or self.resolvers:
+                    return f"error {errno.EBUSY}"
+                self.ending = True
                 return "ok"
             case _:
                 return f"error {errno.EINVAL} 0 -"
@@ -201,7 +208,8 @@ class Server(Handler):
                 for relays in list(self.relays.values()):
                     for relay in relays:
                         relay.expire(now)
-            if not self.relays and not self.resolvers and now - self.idle_since > LINGER:
+            idle = not self.relays and not self.resolvers
+            if self.ending or (idle and now - self.idle_since > LINGER):
                 os.unlink(self.path)
                 return
 

@@ -52,7 +52,7 @@ class Publisher:
         for key in opened - self._published.keys():
             await self._proxy.close_ports(key)
         for key in self._published.keys() - opened:
-            for item in self._published[key]:
+            for item in self._published.get(key, ()):
                 try:
                     await self._open(
                         key, item, [item.host_ip], (item.host_port, item.host_port), endpoints[key]
@@ -70,6 +70,7 @@ class Publisher:
         bindings = list(bindings)
         ports.check(bindings)
         published: list[PublishedPort] = []
+        self._published[container_id] = published
         try:
             for binding in bindings:
                 hosts = ports.host_addresses(binding, default)
@@ -78,7 +79,7 @@ class Publisher:
                     port = await self._open(container_id, item, hosts, ports.host_ports(binding), endpoint)
                 except PortInUse as error:
                     target = endpoint.ipv4_address or endpoint.ipv6_address
-                    text = ports.failure(error, binding, target, self._ours(error, binding, published))
+                    text = ports.failure(error, binding, target, self._ours(error, binding))
                     raise PublishError(
                         text,
                         "Stop what uses the port (ss -ltnup shows it), or publish another one.",
@@ -87,10 +88,10 @@ class Publisher:
             found = ports.redirects(published, endpoint.ipv4_address, endpoint.ipv6_address)
             await self._run(self._redirect, link, endpoint.host_interface, found)
         except BaseException:
+            del self._published[container_id]
             await self._proxy.close_ports(container_id)
             raise
         self._redirects[container_id] = found
-        self._published[container_id] = published
         return published
 
     async def _open(
@@ -108,10 +109,10 @@ class Publisher:
         bridge.allow_redirects(link, port)
         self._firewall.publish(found)
 
-    def _ours(self, error: PortInUse, binding: PortBinding, published: list[PublishedPort]) -> bool:
+    def _ours(self, error: PortInUse, binding: PortBinding) -> bool:
         """Whether a container of this engine has the port on that address, or on all."""
         others = [item for items in self._published.values() for item in items]
-        for item in others + published:
+        for item in others:
             if (item.protocol, item.host_port) == (binding.protocol, error.port):
                 same_version = (":" in item.host_ip) == (":" in error.host)
                 if same_version and (

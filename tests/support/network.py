@@ -61,6 +61,7 @@ class NetworkEngine:
     def new_manager(self, running: list[SandboxState] | None = None, **config: Any) -> NetworkManager:
         manager = NetworkManager(self.roots, NetworkConfig(**config))
         self.run(manager.start(running or []))
+        self.run(manager.ready())
         return manager
 
     def run(self, job: Coroutine[Any, Any, T]) -> T:
