@@ -41,7 +41,19 @@ install() {
     quietly "$home/bin/python" -I -m pip install --quiet --disable-pip-version-check --no-input "$copy" ||
         fail "pip could not install Wherry" "Its own message is above; a package index must be reachable."
     mkdir -p "$commands"
-    ln -sf "$home/bin/wherry" "$commands/wherry"
+    packages=$("$home/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    # The Python file itself, and not a link to the script in the environment: that would start a shell and more.
+    rm -f "$commands/wherry"
+    cat >"$commands/wherry" <<END
+#!$home/bin/python3 -IS
+import sys
+
+sys.path.append("$packages")
+from host_client.cli.main import run_and_quit
+
+run_and_quit()
+END
+    chmod 755 "$commands/wherry"
     "$commands/wherry" version --client >/dev/null || fail "the installed command does not run"
     case :$PATH: in
     *:$commands:*) ;;
