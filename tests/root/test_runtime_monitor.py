@@ -425,7 +425,7 @@ def test_nothing_is_left_of_failures(driver: Driver) -> None:
         {"linux": {"namespaces": [{"type": "mount"}, {"type": "network", "path": "/nowhere"}]}},
     ):
         with pytest.raises(LaunchError):
-            driver.start("true", **more)  # type: ignore[arg-type]
+            driver.start("true", **more)
     assert os.listdir(driver.runtime.roots.run_path("containers")) == []
     assert len(os.listdir(f"/proc/{monitor_pid(driver.runtime.roots)}/fd")) == open_before
     assert driver.runtime.monitor.running() == {}

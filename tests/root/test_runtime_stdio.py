@@ -54,10 +54,11 @@ def test_slow_client_slows_the_process_and_loses_nothing(driver: Driver) -> None
         client = Client(tty=False, stdin=False)
         container = new_id()
         script = "for i in 0 1 2 3; do dd if=/dev/zero bs=1M count=4 2>/dev/null; touch /done-$i; done"
-        launch = runtime.launch(config(container, "sh", "-c", script))
+        overlay = runtime.overlay(container)
+        launch = runtime.launch(config(container, "sh", "-c", script), overlay)
         await runtime.monitor.start(launch, [client.attachment])
         await asyncio.sleep(0.5)
-        done = Path(launch.rootfs.upper, "done-0")  # type: ignore[union-attr]
+        done = Path(overlay.upper, "done-0")
         assert not await asyncio.to_thread(done.exists)
         assert int(state_of(monitor_pid(runtime.roots))["VmRSS"].split()[0]) < 40_000
         out, err = await client.read()
