@@ -43,7 +43,7 @@ class RootFd:
         self.fd = fd
 
     @classmethod
-    def at(cls, path: str | bytes) -> RootFd:
+    def at(cls, path: str | bytes | os.PathLike[str]) -> RootFd:
         """Opens the directory `path`, a path of our own making."""
         return cls(os.open(path, O_PATH | os.O_DIRECTORY))
 
