@@ -79,7 +79,10 @@ async def create(
     warnings = validate.check_host_config(host, host_facts.limits)
     warnings += validate.network_warnings(host, host_facts.ip_forwarding)
     if not config.image:
-        raise InvalidParameter("no image specified")
+        empty = config == ContainerConfig()
+        raise InvalidParameter(
+            "config cannot be empty in order to create a container" if empty else "no image specified"
+        )
     image: Image = engine.images.get(config.image)
     _check_platform(config.image, image, wanted_platform, warnings)
     _complete(engine, host)
@@ -169,8 +172,10 @@ def _complete(engine: Engine, host: HostConfig) -> None:
         if other := shared_container(getattr(host, name)):
             try:
                 setattr(host, name, "container:" + engine.containers.get(other).id)
-            except NotFound:
-                pass  # the start says so; it may exist by then
+            except NotFound as error:
+                if name != "network_mode":
+                    raise InvalidParameter(error.message)
+                # the start says so; it may exist by then
     if not host.privileged:
         if host.masked_paths is None:
             host.masked_paths = default_masked_paths()

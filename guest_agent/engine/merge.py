@@ -24,13 +24,10 @@ def merge_image_config(config: ContainerConfig, image: dict[str, Any]) -> None:
 def fill_from(config: ContainerConfig, image: dict[str, Any]) -> None:
     """Takes over what `config` leaves open. A given entrypoint discards the other command."""
     config.user = config.user or image.get("User") or ""
-    ports = image.get("ExposedPorts") or {}
-    if ports or config.exposed_ports:
-        config.exposed_ports = {**ports, **(config.exposed_ports or {})}
+    config.exposed_ports = {**(image.get("ExposedPorts") or {}), **(config.exposed_ports or {})} or None
     mine = {entry.partition("=")[0] for entry in config.env or ()}
-    config.env = (config.env or []) + [
-        entry for entry in image.get("Env") or () if entry.partition("=")[0] not in mine
-    ]
+    inherited = [entry for entry in image.get("Env") or () if entry.partition("=")[0] not in mine]
+    config.env = [*(config.env or ()), *inherited] or None
     config.labels = {**(image.get("Labels") or {}), **(config.labels or {})}
     if not config.entrypoint:
         if not config.cmd:
@@ -40,9 +37,7 @@ def fill_from(config: ContainerConfig, image: dict[str, Any]) -> None:
     if image.get("Healthcheck"):
         _merge_health(config, image["Healthcheck"])
     config.working_dir = config.working_dir or image.get("WorkingDir") or ""
-    volumes = image.get("Volumes") or {}
-    if volumes or config.volumes:
-        config.volumes = {**volumes, **(config.volumes or {})}
+    config.volumes = {**(image.get("Volumes") or {}), **(config.volumes or {})} or None
     config.stop_signal = config.stop_signal or image.get("StopSignal") or ""
     config.shell = config.shell or image.get("Shell")
     config.on_build = image.get("OnBuild") or config.on_build
