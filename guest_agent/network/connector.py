@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from guest_agent.errors import InternalError, InvalidParameter
+from guest_agent.errors import EngineError, InternalError, InvalidParameter
 from guest_agent.kernel.netlink import NetlinkError
 from guest_agent.network import bridge
 from guest_agent.network.bridge import Address, Bridge, Wire
@@ -17,6 +17,7 @@ from guest_agent.network.pool import Ready, ReadyPool, make
 from guest_agent.network.segment import Segment, wire_of
 from guest_agent.network.types import Endpoint, EndpointConfig, Network, Sandbox, SandboxRequest
 
+RECLAIM_AT = 16  # retired interfaces that are worth listing all of the host's: that costs milliseconds
 READY_CONNECTED = 3
 READY_BARE = 1
 
@@ -50,9 +51,14 @@ class Connector:
         segment = self._definitions.default
         if segment is None:
             return None
-        if segment.retired:
+        if len(segment.retired) >= RECLAIM_AT:
             segment.reclaim(bridge.existing(segment.retired))
-        return segment.bridge, segment.wire("eth0", EndpointConfig(), segment.gateways())
+        try:
+            wire = segment.wire("eth0", EndpointConfig(), segment.gateways())
+        except EngineError:  # a small network: no address is left
+            segment.reclaim(bridge.existing(segment.retired))
+            wire = segment.wire("eth0", EndpointConfig(), segment.gateways())
+        return segment.bridge, wire
 
     def _unplan(self, wire: Wire | None) -> None:
         if wire is not None and (segment := self._definitions.default) is not None:
