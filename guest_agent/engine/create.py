@@ -86,11 +86,6 @@ async def create(
     image: Image = engine.images.get(config.image)
     _check_platform(config.image, image, wanted_platform, warnings)
     _complete(engine, host)
-    if host.links and host.network_mode == "bridge":
-        warnings.append(
-            "Links on the default bridge network are deprecated and will be removed in a future release. "
-            "Use a custom network instead."
-        )
     merge_image_config(config, image.config.get("config") or {})
     validate.check_config(config)  # what the image says may be as wrong
     config.working_dir = clean_path(config.working_dir) if config.working_dir else ""

@@ -17,7 +17,7 @@ from guest_agent.runtime.types import Attachment, LaunchError, Stdio
 from . import attach
 from .container_events import publish
 from .host import facts
-from .launch import classify
+from .launch import classify, linked_environment
 from .security import parse_security_options
 from .spec import Surroundings, environment, merge_environment, process
 
@@ -252,7 +252,9 @@ def _process(engine: Engine, item: Exec, size: tuple[int, int]) -> dict[str, Any
     value.pop("consoleSize", None)
     value["terminal"] = item.tty
     value["args"] = item.command
-    value["env"] = merge_environment(environment(record, item.tty), item.environment)
+    value["env"] = merge_environment(
+        environment(record, linked_environment(engine, item.container), item.tty), item.environment
+    )
     value["cwd"] = item.working_dir or record.config.working_dir or "/"
     value["createCwd"] = False
     value["user"] = {"name": item.user or record.config.user, "groups": record.host_config.group_add or []}

@@ -22,6 +22,7 @@ from .container_config import BindOptions, has_own_network, is_user_network, sha
 from .container_config import PortBinding as DockerPortBinding
 from .create import endpoint_config, host_platform, root_of
 from .host import facts
+from .links import link_environment
 from .log_config import log_spec, tag_values
 from .mountinfo import propagation_of
 from .mounts import DEFAULT_PROPAGATION
@@ -83,6 +84,7 @@ async def prepare(engine: Engine, container: Container) -> Launch:
     )
     _join_namespaces(engine, container, around)
     around.network_files = await _connect(engine, container, around)
+    around.linked = linked_environment(engine, container)
     if host.ipc_mode in ("host", "shareable"):
         around.shm = _shared_memory(engine, container)
     if host.ipc_mode == "shareable":
@@ -205,6 +207,22 @@ def _sandbox_request(engine: Engine, container: Container, mode: str, files: str
         dns_search=tuple(host.dns_search or ()),
         dns_options=tuple(host.dns_options or ()),
     )
+
+
+def linked_environment(engine: Engine, container: Container) -> list[str]:
+    """The variables of the container's links, while those it is linked to are on the default bridge."""
+    values: list[str] = []
+    for alias, id in engine.containers.links.children(container.id).items():
+        child, sandbox = engine.containers.find(id), engine.networks.sandbox(id)
+        endpoint = sandbox.endpoints.get("bridge") if sandbox else None
+        if child is not None and endpoint is not None:
+            values += link_environment(
+                f"/{container.name}/{alias}",
+                endpoint.ipv4_address,
+                list(child.config.exposed_ports or ()),
+                child.config.env or [],
+            )
+    return values
 
 
 def _ports(container: Container) -> tuple[tuple[PortBinding, ...], tuple[str, ...]]:

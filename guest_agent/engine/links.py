@@ -31,6 +31,39 @@ def parse_link(text: str) -> tuple[str, str]:
     return name, alias.rpartition("/")[2] if name.startswith("/") else alias
 
 
+def link_environment(name: str, address: str, ports: list[str], environment: list[str]) -> list[str]:
+    """The variables that tell a container of one it is linked to (Docker's legacy links).
+
+    `name` is "/parent/alias", `ports` are those the other exposes ("80/tcp"), `environment` is the other's.
+    """
+    prefix = name.rpartition("/")[2].upper().replace("-", "_")
+    numbered = sorted(
+        ((protocol or "tcp", int(number)) for number, _, protocol in (port.partition("/") for port in ports)),
+        key=lambda port: (port[0] != "tcp", port),
+    )
+    values = []
+    if numbered:
+        values.append(f"{prefix}_PORT={numbered[0][0]}://{address}:{numbered[0][1]}")
+    for index, (protocol, number) in enumerate(numbered):
+        each = f"{prefix}_PORT_{number}_{protocol.upper()}"
+        values += [f"{each}={protocol}://{address}:{number}", f"{each}_ADDR={address}"]
+        values += [f"{each}_PORT={number}", f"{each}_PROTO={protocol}"]
+        first = index
+        while first > 0 and numbered[first - 1] == (protocol, numbered[first][1] - 1):
+            first -= 1
+        if first < index and (protocol, number + 1) not in numbered:
+            start = numbered[first][1]
+            each = f"{prefix}_PORT_{start}_{protocol.upper()}"
+            values += [f"{each}_START={protocol}://{address}:{start}", f"{each}_PORT_START={start}"]
+            values += [f"{each}_END={protocol}://{address}:{number}", f"{each}_PORT_END={number}"]
+    values.append(f"{prefix}_NAME={name}")
+    for entry in environment:
+        variable, equals, value = entry.partition("=")
+        if equals and variable not in ("HOME", "PATH"):
+            values.append(f"{prefix}_ENV_{variable}={value}")
+    return values
+
+
 class Links:
     """Both directions of all links; parents know children by aliases."""
 

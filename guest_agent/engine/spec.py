@@ -59,6 +59,7 @@ class Surroundings:
     binds: list[BindMount] = field(default_factory=list)
     network_files: dict[str, str] = field(default_factory=dict)  # /etc/hosts … → path on this host
     shm: str = ""
+    linked: list[str] = field(default_factory=list)  # variables of links
     init: bool = False
     apparmor: bool = False  # this host's kernel confines by AppArmor
     cgroup2: bool = False
@@ -123,7 +124,7 @@ def process(record: Record, security: SecurityOptions, around: Surroundings) -> 
         "terminal": config.tty,
         "user": {"name": config.user, "groups": host.group_add or []},
         "args": [record.path, *record.args],
-        "env": environment(record),
+        "env": environment(record, around.linked),
         "cwd": config.working_dir or "/",
         "createCwd": True,
         "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
@@ -158,12 +159,13 @@ def container_capabilities(record: Record) -> list[str]:
     return list(dict.fromkeys(kept + add))
 
 
-def environment(record: Record, tty: bool | None = None) -> list[str]:
-    """PATH, HOSTNAME and, on a terminal, TERM, under what the image and the user set."""
+def environment(record: Record, linked: list[str], tty: bool | None = None) -> list[str]:
+    """PATH, HOSTNAME, TERM on a terminal, and what links tell, under what the image and the user set."""
     config = record.config
     base = [f"PATH={DEFAULT_PATH}", f"HOSTNAME={config.hostname}"]
     if config.tty if tty is None else tty:
         base.append("TERM=xterm")
+    base += linked
     return merge_environment(base, config.env or ())
 
 

@@ -12,7 +12,7 @@ from guest_agent.engine.container import Container, Record
 from guest_agent.engine.container_config import ContainerConfig, HostConfig, RestartPolicy
 from guest_agent.engine.containers import Containers
 from guest_agent.engine.ids import new_id
-from guest_agent.engine.links import parse_link
+from guest_agent.engine.links import link_environment, parse_link
 from guest_agent.engine.restart import Backoff, starts_with_agent
 from guest_agent.engine.signals import parse_signal
 from guest_agent.engine.state import Health, State, human_duration, rfc3339
@@ -288,3 +288,13 @@ def test_links() -> None:
     for text in ("", "a:b:c"):
         with pytest.raises(InvalidParameter):
             parse_link(text)
+
+
+def test_variables_of_links() -> None:
+    ports = ["81/tcp", "53/udp", "80/tcp"]
+    values = link_environment("/web/my-db", "10.0.0.2", ports, ["PATH=/bin", "A=b", "bare"])
+    assert values[0] == "MY_DB_PORT=tcp://10.0.0.2:80"
+    assert "MY_DB_PORT_53_UDP=udp://10.0.0.2:53" in values
+    assert "MY_DB_PORT_80_TCP_END=tcp://10.0.0.2:81" in values
+    assert "MY_DB_PORT_80_TCP_PORT_START=80" in values
+    assert values[-2:] == ["MY_DB_NAME=/web/my-db", "MY_DB_ENV_A=b"]
