@@ -142,5 +142,4 @@ class Containers:
             self._names[container.name] = container.id
         for container in self:
             for link in container.record.links:
-                if link.container_id in self._by_id:
-                    self.links.add(container.id, link.container_id, link.alias)
+                self.links.add(container.id, link.container_id, link.alias)

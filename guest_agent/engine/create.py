@@ -213,7 +213,7 @@ def _settle_links(engine: Engine, container: Container) -> None:
                 "conflicting options: host type networking can't be used with links. "
                 "This would result in undefined behavior"
             )
-        container.record.links.append(Link(other.id, alias))
+        container.record.links.append(Link(other.id, alias, other.name))
         engine.containers.links.add(container.id, other.id, alias)
 
 

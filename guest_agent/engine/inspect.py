@@ -12,6 +12,7 @@ from guest_agent.network.types import stopped_settings
 from .container_config import MountPoint, is_user_network, shared_container
 from .create import endpoint_config, root_of
 from .launch import log_path
+from .links import Link
 from .state import Health, rfc3339
 
 if TYPE_CHECKING:
@@ -118,11 +119,10 @@ def _config(container: Container) -> dict[str, Any]:
 
 def _host_config(engine: Engine, container: Container) -> dict[str, Any]:
     value: dict[str, Any] = msgspec.to_builtins(container.host_config)
-    links = engine.containers.links.children(container.id)
-    names = {id: other.name for id in links.values() if (other := engine.containers.find(id)) is not None}
-    value["Links"] = [
-        f"/{names[id]}:/{container.name}/{alias}" for alias, id in links.items() if id in names
-    ] or (value["Links"] if is_user_network(container.host_config.network_mode) else None)
+    if container.record.links:
+        value["Links"] = [
+            f"/{linked_name(engine, link)}:/{container.name}/{link.alias}" for link in container.record.links
+        ]
     value["PortBindings"] = value["PortBindings"] or {}
     for name in ("Annotations", "Init", "Mounts", "StorageOpt", "Sysctls", "Tmpfs"):
         if not value[name] and value[name] is not False:
@@ -131,6 +131,12 @@ def _host_config(engine: Engine, container: Container) -> dict[str, Any]:
         if not value[name]:
             del value[name]
     return value
+
+
+def linked_name(engine: Engine, link: Link) -> str:
+    """What the container is called that a link leads to; its last known name when it is gone."""
+    other = engine.containers.find(link.container_id)
+    return other.name if other is not None else link.name
 
 
 def _graph_driver(engine: Engine, container: Container) -> dict[str, Any]:
@@ -176,10 +182,6 @@ def network_settings(engine: Engine, container: Container, version: tuple[int, i
         if version < (1, 45) and is_user_network(name):
             aliases = [*(endpoint["Aliases"] or ()), container.id[:12], container.config.hostname]
             endpoint["Aliases"] = list(dict.fromkeys(aliases))
-        if version < (1, 44):
-            endpoint.pop("DNSNames", None)
-        if version < (1, 48):
-            endpoint.pop("GwPriority", None)
     return settings
 
 

@@ -183,13 +183,15 @@ def _sandbox_request(engine: Engine, container: Container, mode: str, files: str
     record = container.record
     host, config = record.host_config, record.config
     links = []
-    for alias, id in engine.containers.links.children(record.id).items():
-        child = engine.containers.find(id)
+    for link in record.links:
+        child = engine.containers.find(link.container_id)
         if child is None or not child.state.running:
-            name = child.name if child else id
-            raise InternalError(f"Cannot link to a non running container: /{name} AS /{record.name}/{alias}")
-        names = dict.fromkeys((alias, child.config.hostname, child.name))
-        links.append(NetworkLink(id, tuple(names)))
+            name = child.name if child else link.name
+            raise InternalError(
+                f"Cannot link to a non running container: /{name} AS /{record.name}/{link.alias}"
+            )
+        names = dict.fromkeys((link.alias, child.config.hostname, child.name))
+        links.append(NetworkLink(child.id, tuple(names)))
     ports, exposed = _ports(container) if has_own_network(mode) and mode != "none" else ((), ())
     return SandboxRequest(
         container_id=record.id,

@@ -42,6 +42,7 @@ async def start(engine: Engine, container: Container) -> None:
             raise Conflict("container is marked for removal and cannot be started")
         cancel_restart(container)
         container.backoff.reset()
+        container.record.restart_count = 0
         await start_locked(engine, container)
 
 
@@ -162,6 +163,7 @@ async def restart(engine: Engine, container: Container, seconds: int | None = No
                 raise Conflict("container is marked for removal and cannot be started")
             cancel_restart(container)
             container.backoff.reset()
+            container.record.restart_count = 0
             if not container.state.running or container.state.restarting:
                 await start_locked(engine, container)
     finally:

@@ -10,10 +10,11 @@ from guest_agent.errors import InvalidParameter
 
 
 class Link(Struct):
-    """One link: the container linked to and the alias it goes by."""
+    """One link: the container linked to, its name when that was said, and the alias it goes by."""
 
     container_id: str
     alias: str
+    name: str = ""
 
 
 def parse_link(text: str) -> tuple[str, str]:
@@ -96,8 +97,8 @@ class Links:
         return [f"/{name_of(parent)}/{alias}" for parent, alias in self.parents(child)]
 
     def forget(self, id: str) -> None:
-        """Ends all links from and to a container that is gone."""
+        """Ends the links of a container that is gone.
+
+        Those to it stay: they keep their parents from starting.
+        """
         self._children.pop(id, None)
-        for aliases in self._children.values():
-            for alias in [alias for alias, child in aliases.items() if child == id]:
-                del aliases[alias]

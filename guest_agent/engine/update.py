@@ -6,7 +6,7 @@ import asyncio
 import copy
 from typing import TYPE_CHECKING, Any
 
-from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter
+from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter, NotFound
 
 from . import removal
 from .container_config import Resources, RestartPolicy
@@ -147,6 +147,23 @@ async def rename(engine: Engine, container: Container, new_name: str) -> None:
             raise
         engine.containers.release_name(old)
     publish(engine, container, "rename", oldName=f"/{old}")
+
+
+async def remove_link(engine: Engine, name: str) -> None:
+    """Ends the link `PARENT/ALIAS`; the containers stay. Raises InvalidParameter, NotFound."""
+    parent_name, slash, alias = name.removeprefix("/").rpartition("/")
+    if not slash:
+        engine.containers.get(name)
+        raise InvalidParameter(
+            "Conflict, cannot remove the default link name of the container",
+            hint="Name the link as CONTAINER/ALIAS.",
+        )
+    parent: Container = engine.containers.get(parent_name)
+    async with parent.lock:
+        if not engine.containers.links.remove(parent.id, alias):
+            raise NotFound(f"No such container: {name}")
+        parent.record.links = [link for link in parent.record.links if link.alias != alias]
+        await engine.containers.save(parent)
 
 
 async def prune(engine: Engine, filters: Filters, until: int | None) -> dict[str, Any]:

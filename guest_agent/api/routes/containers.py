@@ -44,7 +44,7 @@ def register(router: Router, engine: Engine) -> None:
     router.add("POST", "/containers/create", routes.create)
     router.add("POST", "/containers/prune", routes.prune)
     router.add("GET", f"{one}/json", routes.inspect)
-    router.add("DELETE", one, routes.remove)
+    router.add("DELETE", "/containers/{id...}", routes.remove)  # a link's name has a slash
     for name in ("start", "stop", "restart", "kill", "pause", "unpause", "rename", "update", "resize"):
         router.add("POST", f"{one}/{name}", getattr(routes, name))
     router.add("POST", f"{one}/wait", routes.wait)
@@ -165,12 +165,10 @@ class _Routes:
 
     async def remove(self, request: Request) -> Response:
         query, name = request.query, request.params["id"]
-        container = self._container(request)
         if query.flag("link"):
-            raise InvalidParameter(
-                "Conflict, cannot remove the default link name of the container",
-                hint="Name the link as /CONTAINER/ALIAS.",
-            )
+            await update.remove_link(self.engine, name)
+            return Response(204)
+        container = self._container(request)
         await removal.remove(self.engine, container, name, query.flag("force"), query.flag("v"))
         return Response(204)
 
