@@ -68,6 +68,7 @@ class Config:
     ip_forward: bool = _setting(True, "turn on IP forwarding in the kernel")
     ip_masq: bool = _setting(True, "masquerade containers' addresses")
     host_gateway_ip: str = _setting("", "what host-gateway in --add-host stands for")
+    outer_host: str = _setting("", "in a virtual machine: device by which its supervisor forwards ports")
     dns: list[str] = _setting([], "name server of containers")
     dns_opts: list[str] = _setting([], "resolver option of containers", "dns-opt")
     dns_search: list[str] = _setting([], "search domain of containers")

@@ -53,6 +53,7 @@ def network_config(config: Config) -> NetworkConfig:
         ip_forward=config.ip_forward,
         ip_masq=config.ip_masq,
         host_gateway_ip=config.host_gateway_ip,
+        outer_host=config.outer_host,
         dns=tuple(config.dns),
         dns_search=tuple(config.dns_search),
         dns_opts=tuple(config.dns_opts),

@@ -17,6 +17,7 @@ from guest_agent.network.definitions import Definitions, new_id
 from guest_agent.network.firewall import Firewall
 from guest_agent.network.forwarding import Forwarding, Uplinks
 from guest_agent.network.name_files import NameFiles
+from guest_agent.network.outer_host import OuterHost
 from guest_agent.network.pool import background_worker
 from guest_agent.network.ports import ProxyClient
 from guest_agent.network.publisher import Publisher, PublishError
@@ -58,7 +59,8 @@ class NetworkManager:
         self._connector = Connector(self._definitions, self._background, self._run)
         self._firewall = Firewall(self._table)
         self._proxy = ProxyClient(roots, lambda: self._spawn(self._restore))
-        self._publisher = Publisher(self._proxy, self._firewall, self._run)
+        self._outer = OuterHost(config.outer_host) if config.outer_host else None
+        self._publisher = Publisher(self._proxy, self._firewall, self._run, self._outer)
         self._resolvers = Resolvers(self._proxy, self._run)
         self._forwarding = Forwarding(roots)
         self._uplinks: Uplinks = {}
@@ -168,6 +170,8 @@ class NetworkManager:
         for fd in self._namespaces.values():
             os.close(fd)
         self._namespaces.clear()
+        if self._outer is not None:
+            self._outer.disconnect()
         if self._records:
             await self._proxy.disconnect()
         else:

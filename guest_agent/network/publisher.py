@@ -9,10 +9,13 @@ from typing import Any
 from guest_agent.kernel import conntrack
 from guest_agent.network import bridge, ports
 from guest_agent.network.firewall import Firewall, Redirect
+from guest_agent.network.outer_host import OuterHost
 from guest_agent.network.ports import PortInUse, ProxyClient
 from guest_agent.network.types import Endpoint, PortBinding, PublishedPort, Sandbox
 
 log = logging.getLogger(__name__)
+
+INNER_ADDRESS = "0.0.0.0"  # where a machine takes what the computer around it forwards
 
 
 class PublishError(Exception):
@@ -24,10 +27,20 @@ class PublishError(Exception):
 
 
 class Publisher:
-    """The published ports of all containers. `run` executes blocking work in a thread."""
+    """The published ports of all containers. `run` executes blocking work in a thread.
 
-    def __init__(self, proxy: ProxyClient, firewall: Firewall, run: Callable[..., Awaitable[Any]]) -> None:
+    `outer` is there in a virtual machine: the computer around it, which then has the ports users mean.
+    """
+
+    def __init__(
+        self,
+        proxy: ProxyClient,
+        firewall: Firewall,
+        run: Callable[..., Awaitable[Any]],
+        outer: OuterHost | None = None,
+    ) -> None:
         self._firewall = firewall
+        self._outer = outer
         self._proxy = proxy
         self._run = run
         self._redirects: dict[str, list[Redirect]] = {}
@@ -36,7 +49,7 @@ class Publisher:
     def adopt(self, sandbox: Sandbox, endpoint: Endpoint | None) -> None:
         """Know again what an earlier agent published."""
         if sandbox.published and endpoint is not None:
-            found = ports.redirects(sandbox.published, endpoint.ipv4_address, endpoint.ipv6_address)
+            found = self._find_redirects(sandbox.published, endpoint)
             self._redirects[sandbox.container_id] = found
             self._published[sandbox.container_id] = list(sandbox.published)
 
@@ -47,10 +60,17 @@ class Publisher:
     async def restore(self, endpoints: dict[str, Endpoint]) -> None:
         """Bring the proxy in line with the adopted containers: drop others' ports, open what is missing."""
         if not self._published and not self._proxy.running():
+            if self._outer is not None:
+                await self._outer.keep(set())
             return
         opened = set(await self._proxy.keys())
         for key in opened - self._published.keys():
             await self._proxy.close_ports(key)
+        if self._outer is not None:
+            forwarded = await self._outer.keep(set(self._published))
+            for key in opened & self._published.keys() - forwarded:
+                await self._proxy.close_ports(key)
+            opened &= forwarded
         for key in self._published.keys() - opened:
             for item in self._published.get(key, ()):
                 try:
@@ -74,6 +94,8 @@ class Publisher:
         try:
             for binding in bindings:
                 hosts = ports.host_addresses(binding, default)
+                if self._outer is not None:
+                    hosts = self._outer.addresses(hosts)
                 item = PublishedPort(binding.port, binding.protocol, "", 0)
                 try:
                     port = await self._open(container_id, item, hosts, ports.host_ports(binding), endpoint)
@@ -85,11 +107,11 @@ class Publisher:
                         "Stop what uses the port (ss -ltnup shows it), or publish another one.",
                     )
                 published += [PublishedPort(binding.port, binding.protocol, host, port) for host in hosts]
-            found = ports.redirects(published, endpoint.ipv4_address, endpoint.ipv6_address)
+            found = self._find_redirects(published, endpoint)
             await self._run(self._redirect, link, endpoint.host_interface, found)
         except BaseException:
             del self._published[container_id]
-            await self._proxy.close_ports(container_id)
+            await self._close(container_id)
             raise
         self._redirects[container_id] = found
         return published
@@ -97,6 +119,9 @@ class Publisher:
     async def _open(
         self, key: str, item: PublishedPort, hosts: list[str], span: tuple[int, int], endpoint: Endpoint
     ) -> int:
+        if self._outer is not None:
+            port = await self._outer.open(key, item.protocol, hosts, span)
+            span, hosts = (port, port), [INNER_ADDRESS]
         relays = {}
         for host in hosts:
             first, second = endpoint.ipv4_address, endpoint.ipv6_address
@@ -104,6 +129,18 @@ class Publisher:
                 first, second = second, first
             relays[host] = first or second
         return await self._proxy.open(key, item.protocol, relays, span, item.port)
+
+    async def _close(self, key: str) -> None:
+        await self._proxy.close_ports(key)
+        if self._outer is not None:
+            await self._outer.close_ports(key)
+
+    def _find_redirects(self, published: list[PublishedPort], endpoint: Endpoint) -> list[Redirect]:
+        """What the kernel redirects. In a machine everything arrives at its one address."""
+        if self._outer is not None:
+            inner = {(item.port, item.protocol, item.host_port) for item in published}
+            published = [PublishedPort(port, protocol, INNER_ADDRESS, host) for port, protocol, host in inner]
+        return ports.redirects(published, endpoint.ipv4_address, endpoint.ipv6_address)
 
     def _redirect(self, link: str, port: str, found: list[Redirect]) -> None:
         bridge.allow_redirects(link, port)
@@ -127,7 +164,7 @@ class Publisher:
             return
         found = self._redirects.pop(container_id, [])
         await self._run(self._unredirect, found)
-        await self._proxy.close_ports(container_id)
+        await self._close(container_id)
 
     def _unredirect(self, found: list[Redirect]) -> None:
         self._firewall.unpublish(found)

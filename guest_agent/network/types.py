@@ -35,6 +35,7 @@ class NetworkConfig:
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_opts: tuple[str, ...] = ()
+    outer_host: str = ""  # in a virtual machine: the device to its supervisor, see `outer_host`
     host_gateway_ip: str = ""  # what `host-gateway` means in --add-host; empty: the default bridge's address
 
 

@@ -12,7 +12,7 @@ import socket
 from host_client.machine import system
 from host_client.machine.command import Channel
 
-NAMES = ("qmp", "control", "console")
+NAMES = ("qmp", "control", "console", "ports")
 
 
 class Channels:

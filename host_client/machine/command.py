@@ -62,7 +62,7 @@ class Machine:
     cpus: int
     memory: int
     files: Files
-    channels: dict[str, Channel]  # qmp, control, console
+    channels: dict[str, Channel]  # qmp, control, console, ports
     guest_port: int  # of the engine API
     kernel_words: tuple[str, ...] = field(default=())
 
@@ -170,10 +170,13 @@ def _channels(machine: Machine) -> list[Flag]:
          "-chardev", channels["qmp"].option(), "-mon", "chardev=qmp,mode=control"),
         ("the kernel's and init's messages, for the log", "-chardev", channels["console"].option(),
          "-serial", "chardev:console"),
-        ("control channel of the guest's init; one port, no console",
+        ("control channel of the guest's init",
          "-chardev", channels["control"].option(),
-         "-device", f"virtio-serial-pci,addr={SLOT_CONTROL},max_ports=2",
+         "-device", f"virtio-serial-pci,addr={SLOT_CONTROL},max_ports=3",
          "-device", "virtserialport,nr=1,chardev=control,name=wherry.control"),
+        ("channel by which the engine asks for published ports",
+         "-chardev", channels["ports"].option(),
+         "-device", "virtserialport,nr=2,chardev=ports,name=wherry.ports"),
     ]  # fmt: skip
 
 

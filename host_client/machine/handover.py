@@ -22,6 +22,7 @@ from host_client.machine.layout import write_whole
 API_PORT = 2376
 GUEST_ADDRESS = "10.0.2.15"
 HOST_ADDRESS = "10.0.2.2"
+PORTS_DEVICE = "/dev/vport0p2"
 PYTHON = "/usr/bin/python{version}"
 # Where the guest keeps what it compiled itself, by version of the code, when the host's Python is another
 # than the guest's: caches in the code's own folders are links into it, which every process of the agent's
@@ -47,7 +48,8 @@ def agent_command(version: str, options: Sequence[str]) -> list[str]:
     command += ["--host", f"tcp://{GUEST_ADDRESS}:{API_PORT}", "--tlsverify"]
     command += ["--tlscacert", "/run/host/tls/ca.pem"]
     command += ["--tlscert", "/run/host/tls/server.pem", "--tlskey", "/run/host/tls/server-key.pem"]
-    return [*command, "--host-gateway-ip", HOST_ADDRESS, *options]
+    command += ["--host-gateway-ip", HOST_ADDRESS, "--outer-host", PORTS_DEVICE]
+    return [*command, *options]
 
 
 def write_initrd(target: str, image: Image, name: str, tls: str, options: Sequence[str] = ()) -> None:

@@ -26,6 +26,7 @@ from host_client.machine.command import Files, Machine, Platform, command_line, 
 from host_client.machine.console import ConsoleLog
 from host_client.machine.control import ControlServer
 from host_client.machine.errors import MachineError
+from host_client.machine.forwards import Forwards
 from host_client.machine.guest import Guest
 from host_client.machine.qmp import Qmp
 from host_client.machine.relay import Relay, client_context
@@ -132,6 +133,7 @@ class Supervisor:
             qmp = Qmp(await channels.take("qmp"))
             guest = Guest(await channels.take("control"), self._on_stage)
             background.append(tasks.create_task(guest.follow()))
+            background.append(tasks.create_task(Forwards(qmp).follow(await channels.take("ports"))))
             ended = tasks.create_task(self._wait_for_process())
             try:
                 await self._boot(qmp, guest, ended, console)

@@ -78,7 +78,8 @@ ON_A_MAC = """\
 -append console=ttyAMA0 quiet panic=-1 lsm=landlock,yama
 -chardev socket,id=qmp,fd=5 -mon chardev=qmp,mode=control
 -chardev socket,id=console,fd=7 -serial chardev:console
--chardev socket,id=control,fd=6 -device virtio-serial-pci,addr=1,max_ports=2 -device virtserialport,nr=1,chardev=control,name=wherry.control
+-chardev socket,id=control,fd=6 -device virtio-serial-pci,addr=1,max_ports=3 -device virtserialport,nr=1,chardev=control,name=wherry.control
+-chardev socket,id=ports,fd=8 -device virtserialport,nr=2,chardev=ports,name=wherry.ports
 -drive if=none,id=root,format=raw,readonly=on,file=/i/root.erofs -device virtio-blk-pci,drive=root,addr=2
 -drive if=none,id=data,format=qcow2,discard=unmap,detect-zeroes=unmap,file=/m/a,,b.qcow2 -device virtio-blk-pci,drive=data,addr=3
 -netdev user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:0-:2376 -device virtio-net-pci,netdev=net,addr=4,romfile=
@@ -89,14 +90,18 @@ ON_A_MAC = """\
 
 def test_the_whole_command_line_on_a_mac() -> None:
     channels = {
-        name: Channel(name, descriptor=fd) for name, fd in (("qmp", 5), ("control", 6), ("console", 7))
+        name: Channel(name, descriptor=fd)
+        for name, fd in (("qmp", 5), ("control", 6), ("console", 7), ("ports", 8))
     }
     options = flags(Platform("darwin", "arm64", "hvf", VERSION), machine(**channels))
     assert "".join(" ".join(option[1:]) + "\n" for option in options) == ON_A_MAC
 
 
 def test_windows_connects_its_channels_by_ports_of_the_supervisor() -> None:
-    channels = {name: Channel(name, port=port) for name, port in (("qmp", 5), ("control", 6), ("console", 7))}
+    channels = {
+        name: Channel(name, port=port)
+        for name, port in (("qmp", 5), ("control", 6), ("console", 7), ("ports", 8))
+    }
     text = words(flags(Platform("win32", "amd64", "whpx", VERSION), machine(**channels)))
     assert "-chardev socket,id=qmp,host=127.0.0.1,port=5,server=off -mon chardev=qmp,mode=control" in text
     assert "fd=" not in text
@@ -104,7 +109,7 @@ def test_windows_connects_its_channels_by_ports_of_the_supervisor() -> None:
 
 def test_every_flag_has_a_reason() -> None:
     for system, arch, accelerator in MACHINES:
-        channels = {name: Channel(name, descriptor=9) for name in ("qmp", "control", "console")}
+        channels = {name: Channel(name, descriptor=9) for name in ("qmp", "control", "console", "ports")}
         for reason, *rest in flags(Platform(system, arch, accelerator, VERSION), machine(**channels)):
             assert rest[0].startswith("-"), rest
             assert reason[0] != "-", rest
