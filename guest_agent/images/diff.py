@@ -155,7 +155,7 @@ class _Comparison:
                     items.append(item)
         finally:
             os.close(directory)
-        if opaque and not self._all_files:  # a layer says it with one marker
+        if opaque and layers:
             hidden = self._names(path, layers) - set(names)
             items += [(_Node(f"{path}/{name}", DELETED), None) for name in hidden]
             items.sort(key=lambda item: item[0].path)
@@ -181,9 +181,11 @@ class _Comparison:
             return _Node(path, None if path in _MOUNT_PARENTS else ADDED), []
         if not below.layers:
             return _Node(path, MODIFIED), []  # was something else
-        return _Node(
-            path, MODIFIED if _owner(details) != _owner(below.details) else None, _is_opaque(fd)
-        ), below.layers
+        opaque = _is_opaque(fd)
+        if opaque and self._all_files:
+            return _Node(path, MODIFIED, True), []  # its marker leaves nothing below to compare with
+        differs = _owner(details) != _owner(below.details)
+        return _Node(path, MODIFIED if differs else None, opaque), below.layers
 
     def _any(self, path: str) -> bool:
         fd = open_in_root(self._upper, path, _OPEN_DIR, resolve=_INSIDE)

@@ -30,6 +30,9 @@ from guest_agent.errors import EngineError, Unauthorized, Unavailable
 from guest_agent.images.auth import Authenticator, Credentials, challenges
 from guest_agent.images.config import Endpoint, RegistryConfig, split_port
 
+# A registry that may have any certificate was named so by the user, or is on the loopback network.
+urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+
 _CONNECT_TIMEOUT = 10.0  # seconds
 _READ_TIMEOUT = 60.0  # seconds without a byte
 _MAX_WAIT = 60.0  # seconds; a registry that asks for more patience than this is an error
