@@ -22,10 +22,12 @@ Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 PROTOCOLS = {"tcp": 6, "udp": 17}
 
-# Maps of published ports by IP version: for one host address, and for every one.
+# Maps of published ports by IP version: for one host address, and for every one; for connections to
+# 127.0.0.0/8 apart.
 _ONE = {4: "published4", 6: "published6"}
-_LOOPBACK6 = ipaddress.IPv6Address("::1").packed
 _ANY = {4: "published4-any", 6: "published6-any"}
+_LOOPBACK_ONE, _LOOPBACK_ANY = "loopback4", "loopback4-any"
+_LOOPBACK6 = ipaddress.IPv6Address("::1").packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,17 @@ class Filtered:
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """A published port: from the host's address to the container's. An unspecified `host` is any address."""
+    """A published port: from the host's address to the container's. An unspecified `host` is any address.
+
+    With `loopback` it is for connections to 127.0.0.0/8 only, without it for all others.
+    """
 
     protocol: str
     host: Address
     host_port: int
     target: Address
     target_port: int
+    loopback: bool = False
 
     @property
     def element(self) -> tuple[str, bytes, bytes]:
@@ -55,8 +61,10 @@ class Redirect:
         protocol, port = bytes([PROTOCOLS[self.protocol]]), self.host_port.to_bytes(2, "big")
         data = nft.concatenate(self.target.packed, self.target_port.to_bytes(2, "big"))
         if self.host.is_unspecified:
-            return _ANY[self.host.version], nft.concatenate(protocol, port), data
-        return _ONE[self.host.version], nft.concatenate(self.host.packed, protocol, port), data
+            name = _LOOPBACK_ANY if self.loopback else _ANY[self.host.version]
+            return name, nft.concatenate(protocol, port), data
+        name = _LOOPBACK_ONE if self.loopback else _ONE[self.host.version]
+        return name, nft.concatenate(self.host.packed, protocol, port), data
 
 
 class Firewall:
@@ -141,10 +149,14 @@ def _add_sets(batch: Batch, networks: list[Filtered], uplinks: Mapping[int, list
         if names := uplinks.get(version):
             batch.add_elements(f"uplinks{version}", [nft.interface(name) for name in names])
     batch.add_verdict_map("into", [nft.TYPE_IFNAME])
-    for version, kind in ((4, nft.TYPE_IPV4), (6, nft.TYPE_IPV6)):
+    for one, every, kind in (
+        (_ONE[4], _ANY[4], nft.TYPE_IPV4),
+        (_ONE[6], _ANY[6], nft.TYPE_IPV6),
+        (_LOOPBACK_ONE, _LOOPBACK_ANY, nft.TYPE_IPV4),
+    ):
         data = [kind, nft.TYPE_SERVICE]
-        batch.add_map(_ONE[version], [kind, nft.TYPE_PROTOCOL, nft.TYPE_SERVICE], data)
-        batch.add_map(_ANY[version], [nft.TYPE_PROTOCOL, nft.TYPE_SERVICE], data)
+        batch.add_map(one, [kind, nft.TYPE_PROTOCOL, nft.TYPE_SERVICE], data)
+        batch.add_map(every, [nft.TYPE_PROTOCOL, nft.TYPE_SERVICE], data)
 
 
 def _add_into(batch: Batch, network: Filtered) -> None:
@@ -208,21 +220,10 @@ def _add_raw(batch: Batch) -> None:
 
 def _add_nat(batch: Batch, networks: list[Filtered]) -> None:
     batch.add_chain("published")
-    for version, offset, length in ((4, 16, 4), (6, 24, 16)):
-        is_version = nft.is_ipv4() if version == 4 else nft.is_ipv6()
-        family = nft.NFPROTO_IPV4 if version == 4 else nft.NFPROTO_IPV6
-        behind = nft.REG + length // 4
-        redirect = nft.dnat(family, nft.REG, behind)
-        batch.add_rule(
-            "published",
-            is_version,
-            nft.payload(nft.PAYLOAD_NETWORK, offset, length),
-            _protocol_and_port(behind),
-            nft.lookup(_ONE[version], nft.REG),
-            redirect,
-        )
-        any_address = _protocol_and_port(nft.REG) + nft.lookup(_ANY[version], nft.REG)
-        batch.add_rule("published", is_version, any_address, redirect)
+    _add_redirections(batch, "published", 4, _ONE[4], _ANY[4])
+    _add_redirections(batch, "published", 6, _ONE[6], _ANY[6])
+    batch.add_chain("loopback")
+    _add_redirections(batch, "loopback", 4, _LOOPBACK_ONE, _LOOPBACK_ANY)
     to_host = nft.destination_type() + nft.compare(nft.local_type())
     jump = nft.verdict(nft.JUMP, "published")
     batch.add_chain("prerouting", "nat", nft.HOOK_PREROUTING, nft.PRIORITY_DSTNAT)
@@ -231,6 +232,8 @@ def _add_nat(batch: Batch, networks: list[Filtered]) -> None:
     batch.add_rule("prerouting", nft.is_ipv4(), not_loopback, to_host, jump)
     batch.add_rule("prerouting", nft.is_ipv6(), to_host, jump)
     batch.add_chain("output", "nat", nft.HOOK_OUTPUT, nft.PRIORITY_DSTNAT)
+    to_loopback = nft.payload(nft.PAYLOAD_NETWORK, 16, 1) + nft.compare(b"\x7f")
+    batch.add_rule("output", nft.is_ipv4(), to_loopback, nft.verdict(nft.GOTO, "loopback"))
     batch.add_rule("output", nft.is_ipv4(), to_host, jump)
     # ::1 cannot be the source of packets that leave the host: connections to it are the proxy's.
     not_loopback6 = nft.payload(nft.PAYLOAD_NETWORK, 24, 16) + nft.compare(_LOOPBACK6, equal=False)
@@ -251,6 +254,19 @@ def _add_nat(batch: Batch, networks: list[Filtered]) -> None:
             # too.
             back = nft.to_interface(network.bridge) + nft.redirected()
             batch.add_rule("postrouting", inside, back, nft.masquerade(), comment="hairpin")
+
+
+def _add_redirections(batch: Batch, chain: str, version: int, one: str, every: str) -> None:
+    """Look a connection's destination up in the map for single host addresses, then in the one for all."""
+    offset, length = (16, 4) if version == 4 else (24, 16)
+    is_version = nft.is_ipv4() if version == 4 else nft.is_ipv6()
+    family = nft.NFPROTO_IPV4 if version == 4 else nft.NFPROTO_IPV6
+    behind = nft.REG + length // 4
+    redirect = nft.dnat(family, nft.REG, behind)
+    address = nft.payload(nft.PAYLOAD_NETWORK, offset, length)
+    whole = address + _protocol_and_port(behind) + nft.lookup(one, nft.REG)
+    batch.add_rule(chain, is_version, whole, redirect)
+    batch.add_rule(chain, is_version, _protocol_and_port(nft.REG), nft.lookup(every, nft.REG), redirect)
 
 
 def _protocol_and_port(register: int) -> bytes:

@@ -58,7 +58,7 @@ class NetworkManager:
         self._background = background_worker()
         self._connector = Connector(self._definitions, self._background, self._run)
         self._firewall = Firewall(self._table)
-        self._proxy = ProxyClient(roots, lambda: self._spawn(self._restore))
+        self._proxy = ProxyClient(roots, lambda: self._spawn(self._restore), self._answers)
         self._outer = OuterHost(config.outer_host) if config.outer_host else None
         self._publisher = Publisher(self._proxy, self._firewall, self._run, self._outer)
         self._resolvers = Resolvers(self._proxy, self._run)
@@ -127,6 +127,9 @@ class NetworkManager:
                 namespace = self._namespaces[record.request.container_id]
                 await self._resolvers.open(record.sandbox, namespace, resolv)
             await self._tell_names({item for record in named for item in record.sandbox.endpoints})
+
+    def _answers(self, container_id: str, port: int) -> None:
+        self._spawn(lambda: self._publisher.answers(container_id, port))
 
     async def _repair_firewall(self) -> None:
         async with self._changes:

@@ -34,8 +34,13 @@ class PortInUse(Exception):
 class ProxyClient:
     """The port proxy of this engine, started when it is first needed."""
 
-    def __init__(self, roots: Roots, on_lost: Callable[[], None]) -> None:
-        """`on_lost` is called on the event loop when the proxy has ended."""
+    def __init__(
+        self, roots: Roots, on_lost: Callable[[], None], on_answer: Callable[[str, int], None]
+    ) -> None:
+        """Both are called on the event loop: `on_lost` when the proxy has ended, `on_answer` (key, host port)
+        when a container has first taken a connection by way of the proxy.
+        """
+        self._on_answer = on_answer
         self._path = roots.run_path("proxy.sock")
         self._on_lost = on_lost
         self._lock = asyncio.Lock()
@@ -126,13 +131,17 @@ class ProxyClient:
         return self._streams
 
     async def _wait_for_end(self) -> None:
-        """Hold a second connection, which says nothing until the proxy ends."""
+        """Listen on a second connection to what the proxy has to say, until it ends."""
         try:
             reader, writer = await asyncio.open_unix_connection(self._path)
         except OSError:
             return
         try:
-            await reader.read()
+            writer.write(b"watch\n")
+            while line := await reader.readline():
+                match line.decode().split():
+                    case ["answers", key, port]:
+                        self._on_answer(key, int(port))
         except OSError:
             pass
         finally:
@@ -192,9 +201,13 @@ def redirects(published: Iterable[PublishedPort], ipv4: str, ipv6: str) -> list[
     for item in published:
         host = ipaddress.ip_address(item.host_ip)
         target = ipv4 if host.version == 4 else ipv6
-        if target:
-            address = ipaddress.ip_address(target)
+        if not target:
+            continue
+        address = ipaddress.ip_address(target)
+        if not host.is_loopback:
             found.append(Redirect(item.protocol, host, item.host_port, address, item.port))
+        if host.version == 4 and (host.is_loopback or host.is_unspecified):
+            found.append(Redirect(item.protocol, host, item.host_port, address, item.port, loopback=True))
     return found
 
 

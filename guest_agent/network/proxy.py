@@ -24,6 +24,7 @@ list.
     resolvers                       `ok KEY …`
     zone ID NAME [NAME[,NAME…]=ADDRESS[,ADDRESS…] …]     who is on a network; addresses as packed hexadecimal
     unzone ID                       the network is gone
+    watch                           hear of `answers KEY PORT` when a container first takes a connection
     end                             end the process, if it has nothing to do; `ok`, or `error EBUSY`
 
 IPv6 sockets take IPv6 only.
@@ -36,9 +37,10 @@ import os
 import signal
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from guest_agent.network.relay import READ, Handler, Loop, Relay, UdpRelay, new_socket
+from guest_agent.network.relay import READ, Handler, Loop, Readiness, Relay, UdpRelay, new_socket
 
 if TYPE_CHECKING:
     from guest_agent.network.resolver import Resolver
@@ -63,16 +65,20 @@ class Control(Handler):
         except OSError:
             data = b""
         if not data:
+            self.server.watchers.discard(self)
             self.server.loop.forget(self.peer.fileno())
             self.peer.close()
             return
         *lines, self.buffer = (self.buffer + data).split(b"\n")
-        answers = [self.server.answer(line.decode().split()) + "\n" for line in lines]
+        answers = [self.server.answer(line.decode().split(), self) + "\n" for line in lines]
+        self.send("".join(answers))
+
+    def send(self, text: str) -> None:
+        """Say something to the agent."""
         try:
-            self.peer.setblocking(True)
-            self.peer.sendall("".join(answers).encode())
+            self.peer.sendall(text.encode())
         except OSError:
-            pass  # the agent is gone; its requests are done all the same
+            pass  # it is gone; its requests are done all the same
 
 
 class Server(Handler):
@@ -87,6 +93,7 @@ class Server(Handler):
         self.next_port = 0
         self.idle_since = time.monotonic()
         self.ending = False
+        self.watchers: set[Control] = set()
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             os.unlink(path)
@@ -101,7 +108,7 @@ class Server(Handler):
         peer, _ = self.listener.accept()
         Control(self, peer)
 
-    def answer(self, words: list[str]) -> str:
+    def answer(self, words: list[str], control: Control) -> str:
         """Carry out one request."""
         match words:
             case ["open", key, protocol, hosts, low, high, target, port]:
@@ -131,6 +138,9 @@ class Server(Handler):
             case ["unzone", key]:
                 self.zones.pop(key, None)
                 return "ok"
+            case ["watch"]:
+                self.watchers.add(control)
+                return "ok"
             case ["end"]:
                 if self.relays or self.resolvers:
                     return f"error {errno.EBUSY}"
@@ -138,6 +148,11 @@ class Server(Handler):
                 return "ok"
             case _:
                 return f"error {errno.EINVAL} 0 -"
+
+    def tell(self, line: str) -> None:
+        """Say something to the agents that watch."""
+        for control in list(self.watchers):
+            control.send(line + "\n")
 
     def resolve(self, key: str, path: str, words: list[str]) -> str:
         """Start a resolver, or change one."""
@@ -180,7 +195,8 @@ class Server(Handler):
             if len(bound) == len(hosts):
                 kind = Relay if protocol == "tcp" else UdpRelay
                 relays = self.relays.setdefault(key, [])
-                relays += [kind(self.loop, *pair) for pair in zip(bound, targets, strict=True)]
+                readiness = Readiness(partial(self.tell, f"answers {key} {port}"))
+                relays += [kind(self.loop, *pair, readiness) for pair in zip(bound, targets, strict=True)]
                 if span > 1000:
                     self.next_port = port + 1
                 return f"ok {port}"
@@ -196,10 +212,7 @@ class Server(Handler):
         swept = time.monotonic()
         while True:
             busy = any(resolver.pending for resolver in self.resolvers.values())
-            for fd, events in self.loop.epoll.poll(0.5 if busy else 5.0):
-                # One handler may have closed the descriptor of another that was ready, too.
-                if (handler := self.loop.handlers.get(fd)) is not None:
-                    handler.ready(fd, events)
+            self.loop.turn(0.5 if busy else 5.0)
             now = time.monotonic()
             for resolver in self.resolvers.values():
                 resolver.expire(now)

@@ -44,6 +44,7 @@ class Publisher:
         self._proxy = proxy
         self._run = run
         self._redirects: dict[str, list[Redirect]] = {}
+        self._waiting: dict[str, list[Redirect]] = {}  # to be redirected when the container answers
         self._published: dict[str, list[PublishedPort]] = {}
 
     def adopt(self, sandbox: Sandbox, endpoint: Endpoint | None) -> None:
@@ -108,13 +109,27 @@ class Publisher:
                     )
                 published += [PublishedPort(binding.port, binding.protocol, host, port) for host in hosts]
             found = self._find_redirects(published, endpoint)
-            await self._run(self._redirect, link, endpoint.host_interface, found)
+            at_once = [item for item in found if not (item.loopback and item.protocol == "tcp")]
+            await self._run(self._redirect, link, endpoint.host_interface, at_once)
         except BaseException:
             del self._published[container_id]
             await self._close(container_id)
             raise
-        self._redirects[container_id] = found
+        self._redirects[container_id] = at_once
+        self._waiting[container_id] = [item for item in found if item not in at_once]
         return published
+
+    async def answers(self, container_id: str, port: int) -> None:
+        """A container takes connections at a host port: let the kernel redirect those to 127.0.0.1, too.
+
+        Until then they are the proxy's, which can keep a client waiting while the container starts.
+        """
+        waiting = self._waiting.get(container_id, [])
+        found = [item for item in waiting if item.host_port == port]
+        if found:
+            self._waiting[container_id] = [item for item in waiting if item not in found]
+            self._redirects[container_id] += found
+            await self._run(self._firewall.publish, found)
 
     async def _open(
         self, key: str, item: PublishedPort, hosts: list[str], span: tuple[int, int], endpoint: Endpoint
@@ -163,6 +178,7 @@ class Publisher:
         if self._published.pop(container_id, None) is None:
             return
         found = self._redirects.pop(container_id, [])
+        self._waiting.pop(container_id, None)
         await self._run(self._unredirect, found)
         await self._close(container_id)
 

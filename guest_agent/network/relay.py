@@ -6,11 +6,15 @@ Part of the proxy's process; see `proxy`.
 from __future__ import annotations
 
 import errno
+import heapq
 import os
 import select
 import socket
 import time
+from collections.abc import Callable
 
+START_TIME = 10.0  # seconds after which a container that takes no connections is not about to start any more
+FIRST_WAIT, LONGEST_WAIT = 0.01, 0.2  # seconds between attempts to connect to a container that starts
 UDP_IDLE = 90.0  # seconds after which a UDP client is forgotten, as docker-proxy has it
 CHUNK = 1 << 18
 MAX_UDP_CLIENTS = 4096
@@ -25,6 +29,25 @@ class Loop:
     def __init__(self) -> None:
         self.epoll = select.epoll()
         self.handlers: dict[int, Handler] = {}
+        self.timers: list[tuple[float, int, Callable[[], None]]] = []
+        self.counter = 0
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call `action` once, in a while. It has to check whether it is still wanted."""
+        self.counter += 1
+        heapq.heappush(self.timers, (time.monotonic() + seconds, self.counter, action))
+
+    def turn(self, seconds: float) -> None:
+        """Wait for at most that long; call the handlers and timers that are due."""
+        if self.timers:
+            seconds = max(0.0, min(seconds, self.timers[0][0] - time.monotonic()))
+        for fd, events in self.epoll.poll(seconds):
+            # One handler may have closed the descriptor of another that was ready, too.
+            if (handler := self.handlers.get(fd)) is not None:
+                handler.ready(fd, events)
+        now = time.monotonic()
+        while self.timers and self.timers[0][0] <= now:
+            heapq.heappop(self.timers)[2]()
 
     def watch(self, fd: int, handler: Handler, events: int) -> None:
         """Start to watch, or change what is watched for."""
@@ -81,21 +104,40 @@ class Pipe:
 
 
 class Connection(Handler):
-    """A relayed TCP connection, with half-close."""
+    """A relayed TCP connection, with half-close.
+
+    While a container is starting nothing may listen in it yet: then the client is kept waiting rather than
+    refused.
+    """
 
     def __init__(self, loop: Loop, client: socket.socket, target: tuple[str, int], relay: Relay) -> None:
         self.loop = loop
         self.relay = relay
+        self.target = target
         self.client = client
-        self.server = new_socket(target[0], socket.SOCK_STREAM)
+        self.server: socket.socket | None = None
         self.connected = False
-        for side in (self.client, self.server):
-            side.setblocking(False)
-            side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.up = Pipe(self.client, self.server)
-        self.down = Pipe(self.server, self.client)
+        self.closed = False
+        self.wait = FIRST_WAIT
+        self.up: Pipe
+        self.down: Pipe
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            self.server.connect(target)
+            self.connect()
+        except OSError:
+            self.close()
+            raise
+
+    def connect(self) -> None:
+        """Begin to connect to the container. Raises OSError."""
+        if self.closed:
+            return
+        self.server = new_socket(self.target[0], socket.SOCK_STREAM)
+        self.server.setblocking(False)
+        self.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            self.server.connect(self.target)
         except BlockingIOError:
             pass
         self.loop.watch(self.server.fileno(), self, WRITE)
@@ -103,10 +145,8 @@ class Connection(Handler):
     def ready(self, fd: int, events: int) -> None:
         """Move bytes both ways; watch only for what can make progress."""
         try:
-            if not self.connected:
-                if error := self.server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                    raise OSError(error, os.strerror(error))
-                self.connected = True
+            if not self.connected and not self.establish():
+                return
             self.up.move()
             self.down.move()
         except OSError:
@@ -116,7 +156,32 @@ class Connection(Handler):
             self.close()
             return
         self.loop.watch(self.client.fileno(), self, self.wanted(self.up, self.down))
-        self.loop.watch(self.server.fileno(), self, self.wanted(self.down, self.up))
+        self.loop.watch(self.down.source.fileno(), self, self.wanted(self.down, self.up))
+
+    def establish(self) -> bool:
+        """Whether the connection to the container stands now. Raises OSError when it never will."""
+        assert self.server is not None
+        error = self.server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error in (errno.ECONNREFUSED, errno.EHOSTUNREACH) and self.relay.readiness.starting():
+            self.loop.forget(self.server.fileno())
+            self.server.close()
+            self.server = None
+            self.loop.later(self.wait, self.retry)
+            self.wait = min(2 * self.wait, LONGEST_WAIT)
+            return False
+        if error:
+            raise OSError(error, os.strerror(error))
+        self.connected = True
+        self.up, self.down = Pipe(self.client, self.server), Pipe(self.server, self.client)
+        self.relay.readiness.answered()
+        return True
+
+    def retry(self) -> None:
+        """Try again to connect to the container."""
+        try:
+            self.connect()
+        except OSError:
+            self.reset()
 
     @staticmethod
     def wanted(outgoing: Pipe, incoming: Pipe) -> int:
@@ -135,9 +200,11 @@ class Connection(Handler):
 
     def close(self) -> None:
         """Close both sides."""
+        self.closed = True
         for side in (self.client, self.server):
-            self.loop.forget(side.fileno())
-            side.close()
+            if side is not None:
+                self.loop.forget(side.fileno())
+                side.close()
         self.relay.children.discard(self)
 
 
@@ -175,13 +242,36 @@ class UdpClient(Handler):
         self.relay.clients.pop(self.address, None)
 
 
+class Readiness:
+    """Whether the container behind a published port takes connections yet."""
+
+    def __init__(self, on_answer: Callable[[], None]) -> None:
+        """`on_answer` is called once, when it has first taken one."""
+        self.on_answer = on_answer
+        self.has_answered = False
+        self.opened = time.monotonic()
+
+    def starting(self) -> bool:
+        """Whether the container may be about to listen."""
+        return not self.has_answered and time.monotonic() - self.opened < START_TIME
+
+    def answered(self) -> None:
+        """The container has taken a connection."""
+        if not self.has_answered:
+            self.has_answered = True
+            self.on_answer()
+
+
 class Relay(Handler):
     """One listening socket and all that came in by it."""
 
-    def __init__(self, loop: Loop, bound: socket.socket, target: tuple[str, int]) -> None:
+    def __init__(
+        self, loop: Loop, bound: socket.socket, target: tuple[str, int], readiness: Readiness
+    ) -> None:
         self.loop = loop
         self.socket = bound
         self.target = target
+        self.readiness = readiness
         self.children: set[Connection] = set()
         bound.setblocking(False)
         loop.watch(bound.fileno(), self, READ)
@@ -200,7 +290,7 @@ class Relay(Handler):
             try:
                 self.children.add(Connection(self.loop, client, self.target, self))
             except OSError:
-                client.close()
+                continue  # it has closed the client's socket
 
     def expire(self, now: float) -> None:
         """Forget idle clients: TCP connections are never idle."""
@@ -216,8 +306,10 @@ class Relay(Handler):
 class UdpRelay(Relay):
     """One bound UDP socket and its clients."""
 
-    def __init__(self, loop: Loop, bound: socket.socket, target: tuple[str, int]) -> None:
-        super().__init__(loop, bound, target)
+    def __init__(
+        self, loop: Loop, bound: socket.socket, target: tuple[str, int], readiness: Readiness
+    ) -> None:
+        super().__init__(loop, bound, target, readiness)
         self.clients: dict[tuple[object, ...], UdpClient] = {}
         if bound.family == socket.AF_INET:
             bound.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)

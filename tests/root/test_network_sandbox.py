@@ -258,9 +258,40 @@ def test_next_agent_takes_over(engine: NetworkEngine) -> None:
         ask("127.0.0.1", 18087)
 
 
+def redirected(engine: NetworkEngine, port: int) -> None:
+    """Wait until connections to 127.0.0.1 are redirected by the kernel."""
+    deadline = time.monotonic() + 5
+    table = naming.table_name(engine.roots)
+    while f"{port}" not in output("nft", "list", "map", "inet", table, "loopback4-any"):
+        assert time.monotonic() < deadline
+        engine.run(asyncio.sleep(0.05))
+
+
+def test_a_client_waits_for_a_container_that_starts(engine: NetworkEngine) -> None:
+    sandbox = engine.attach("web", ports=(PortBinding(80, host_port=18098),))
+    with socket.create_connection(("127.0.0.1", 18098), timeout=5) as early:
+        time.sleep(0.3)
+        early.sendall(b"early")
+        server = engine.serve(sandbox, TCP_ECHO, port=80)
+        early.shutdown(socket.SHUT_WR)
+        with early.makefile("rb") as stream:
+            assert stream.read() == gateway(sandbox).encode() + b"\nearly"
+    redirected(engine, 18098)
+    assert ask("127.0.0.1", 18098)[1] == b"hello"
+    # Once it has run, one that does not listen any more refuses at once.
+    server.kill()
+    server.wait()
+    for host in ("127.0.0.1", "::1"):
+        with pytest.raises(ConnectionError):
+            assert ask(host, 18098)[1] != b"hello"
+
+
 def test_restarted_proxy_gets_its_ports_back(engine: NetworkEngine) -> None:
     kept = engine.attach("kept", ports=(PortBinding(80, host_port=18089),))
     server = engine.serve(kept, TCP_ECHO, port=80)
+    # From its first answer on, connections to 127.0.0.1 are the kernel's.
+    assert ask("127.0.0.1", 18089)[1] == b"hello"
+    redirected(engine, 18089)
     end_proxy(engine.roots)
     with pytest.raises(ConnectionRefusedError):
         ask("::1", 18089)

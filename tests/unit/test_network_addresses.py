@@ -205,10 +205,14 @@ def test_host_addresses_of_a_binding() -> None:
 def test_what_the_kernel_redirects() -> None:
     published = [PublishedPort(80, "tcp", host, 8080) for host in ("0.0.0.0", "127.0.0.1", "::")]
     only_ipv4 = ports.redirects(published, "172.17.0.2", "")
-    assert [str(item.host) for item in only_ipv4] == ["0.0.0.0", "127.0.0.1"]
+    assert [(str(item.host), item.loopback) for item in only_ipv4] == [
+        ("0.0.0.0", False),
+        ("0.0.0.0", True),
+        ("127.0.0.1", True),
+    ]
     assert only_ipv4[0].element == ("published4-any", b"\x06\0\0\0\x1f\x90\0\0", b"\xac\x11\0\x02\0\x50\0\0")
-    assert only_ipv4[1].element[0] == "published4"
-    assert len(ports.redirects(published, "172.17.0.2", "fd00::2")) == 3
+    assert [item.element[0] for item in only_ipv4[1:]] == ["loopback4-any", "loopback4"]
+    assert len(ports.redirects(published, "172.17.0.2", "fd00::2")) == 4
     six = Redirect("udp", ip_address("fd00::9"), 53, ip_address("fd00::2"), 53)
     assert six.element[1] == ip_address("fd00::9").packed + b"\x11\0\0\0\0\x35\0\0"
 
