@@ -59,6 +59,7 @@ class Container:
         self.lock = asyncio.Lock()
         self.waiters = Waiters()
         self.backoff = Backoff()
+        self.backoff.count = record.restart_count
         self.removing = False
         self.removed = False
         self.manually_restarted = False  # a restart request is between its stop and its start

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Iterator
+
+import msgspec
 
 from guest_agent.errors import Conflict, InvalidParameter, NotFound
 
@@ -14,6 +17,8 @@ from .links import Links
 from .names import random_name
 from .releases import Releases
 from .store import Store
+
+log = logging.getLogger(__name__)
 
 NAME_CHARACTERS = "[a-zA-Z0-9][a-zA-Z0-9_.-]"
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
@@ -34,6 +39,7 @@ class Containers:
         self.execs = Execs()
         self.releases = Releases()
         self.prune_lock = asyncio.Lock()
+        self.unreadable: set[str] = set()  # ids of rows in the database that make no sense
         self.stopping = False  # the engine stops its containers and restarts none
 
     def __iter__(self) -> Iterator[Container]:
@@ -135,9 +141,14 @@ class Containers:
         self.links.forget(container.id)
 
     def load(self) -> None:
-        """Reads the database. A row that cannot be read raises msgspec.ValidationError."""
-        for _, document in self._store.load(TABLE):
-            container = Container.decode(document)
+        """Reads the database. A row that cannot be read is left out, and left alone."""
+        for key, document in self._store.load(TABLE):
+            try:
+                container = Container.decode(document)
+            except msgspec.DecodeError as error:
+                log.error("container %s is left out: its record cannot be read: %s", key, error)
+                self.unreadable.add(key)
+                continue
             self._by_id[container.id] = container
             self._names[container.name] = container.id
         for container in self:

@@ -12,7 +12,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from guest_agent.errors import InvalidParameter, NotFound
+from guest_agent.errors import InternalError, InvalidParameter, NotFound
 from guest_agent.network.types import EndpointConfig
 
 from . import validate
@@ -30,7 +30,7 @@ from .container_config import (
 )
 from .container_events import publish
 from .copy_up import copy_up
-from .host import facts
+from .host import describe, facts
 from .ids import new_id
 from .links import Link, parse_link
 from .log_config import settle_log_config
@@ -110,6 +110,9 @@ async def create(
         await _settle_mounts(engine, record, plain_read_only)
         await _make_files(engine, container, image)
         await engine.containers.add(container)
+    except OSError as error:
+        await _undo(engine, container)
+        raise InternalError(f"cannot create container: {describe(error)}")
     except BaseException:
         await _undo(engine, container)
         raise

@@ -34,6 +34,12 @@ def facts() -> Facts:
     return Facts(str(limits.get("version")) == "2", limits, apparmor)
 
 
+def describe(error: OSError) -> str:
+    """A failed system call in a sentence's words: "no space left on device: /path"."""
+    text = (error.strerror or str(error)).lower()
+    return f"{text}: {error.filename}" if error.filename else text
+
+
 def _read(path: str) -> str:
     try:
         with open(path, encoding="ascii", errors="replace") as file:

@@ -119,10 +119,10 @@ def _config(container: Container) -> dict[str, Any]:
 
 def _host_config(engine: Engine, container: Container) -> dict[str, Any]:
     value: dict[str, Any] = msgspec.to_builtins(container.host_config)
-    if container.record.links:
+    if not is_user_network(container.host_config.network_mode):
         value["Links"] = [
             f"/{linked_name(engine, link)}:/{container.name}/{link.alias}" for link in container.record.links
-        ]
+        ] or None
     value["PortBindings"] = value["PortBindings"] or {}
     for name in ("Annotations", "Init", "Mounts", "StorageOpt", "Sysctls", "Tmpfs"):
         if not value[name] and value[name] is not False:

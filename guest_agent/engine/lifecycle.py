@@ -13,11 +13,12 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from guest_agent.errors import Conflict, EngineError, NotFound, NotModified
+from guest_agent.errors import Conflict, EngineError, InternalError, NotFound, NotModified
 from guest_agent.runtime.types import Attachment, Exit, LaunchError
 
 from . import attach, health, launch, removal
 from .container_events import publish
+from .host import describe
 from .releases import disconnect
 from .restart import FIRST_WAIT
 from .signalling import cancel_restart, stop_running
@@ -58,6 +59,10 @@ async def start_locked(engine: Engine, container: Container) -> None:
         except LaunchError as error:
             record.state.exit_code, failure = launch.start_error(error)
             raise failure
+    except OSError as error:
+        failure = InternalError(f"cannot start container {container.id}: {describe(error)}")
+        await _start_failed(engine, container, failure)
+        raise failure
     except BaseException as error:
         await _start_failed(engine, container, error)
         raise

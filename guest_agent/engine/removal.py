@@ -36,10 +36,12 @@ async def remove(
         return
     container.removing = True
     try:
-        if container.state.running:
-            await _end(engine, container, name, force)
-        async with container.lock:
-            await remove_locked(engine, container, volumes)
+        while not container.removed:
+            if container.state.running:
+                await _end(engine, container, name, force)
+            async with container.lock:
+                if not container.state.running:  # else a start was under way, and is through now
+                    await remove_locked(engine, container, volumes)
     finally:
         container.removing = False
 

@@ -156,7 +156,6 @@ async def _reconcile(engine: Engine, container: Container, running: Running | No
             await _gone(engine, container, code, time.time(), text)
     elif state.restarting:
         state.set_stopped(state.exit_code, state.finished_at)
-        container.backoff.count = container.record.restart_count
         if starts_with_agent(container.host_config.restart_policy, container.record.manually_stopped) or (
             container.host_config.restart_policy.name == "on-failure"
         ):
@@ -215,7 +214,7 @@ def _tidy_directories(engine: Engine) -> None:
     os.makedirs(engine.roots.run_path("exits"), mode=0o700, exist_ok=True)
     host_mounts.delete_set_aside(top)
     for name in os.listdir(top):
-        if engine.containers.find(name) is None:
+        if engine.containers.find(name) is None and name not in engine.containers.unreadable:
             shutil.rmtree(os.path.join(top, name), ignore_errors=True)
 
 

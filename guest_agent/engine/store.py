@@ -23,6 +23,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from guest_agent.errors import InternalError
+
 SCHEMA_VERSION = 1
 TABLES = ("containers", "volumes")
 
@@ -85,7 +87,7 @@ class Store:
         """Saves (None: deletes) a document; it outlives the process when this returns, and the power when
         `durable`.
 
-        Raises sqlite3.Error when it could not be written, e.g. for want of space.
+        Raises InternalError when it could not be written, e.g. for want of space; the next save tries again.
         """
         waiter = asyncio.get_running_loop().create_future()
         with self._lock:
@@ -94,7 +96,13 @@ class Store:
             self._durable |= durable
             self._waiters.append(waiter)
             self._schedule()
-        await waiter
+        try:
+            await waiter
+        except sqlite3.Error as error:
+            raise InternalError(
+                f"cannot save to {self._path}: {error}",
+                hint="Make room on the disk that holds the data root.",
+            )
 
     def _schedule(self) -> None:
         if not self._scheduled:

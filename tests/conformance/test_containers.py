@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import tarfile
 import threading
 import time
@@ -203,6 +204,36 @@ def test_foreign_architecture(own_engine: OurEngine, tmp_path: Path) -> None:
     assert result.code == 125
     assert f"the image is for linux/{other}, which this host" in result.err
     assert "exec format error" in result.err
+
+
+# At once
+
+
+def test_started_and_removed_at_the_same_time(docker: Cli, busybox: str) -> None:
+    for number in range(8):
+        docker.ok("create", "--name", "both", busybox, "sleep", "600")
+        start = docker.spawn("start", "both", stdin=subprocess.DEVNULL)
+        time.sleep(number * 0.003)
+        docker.ok("rm", "-f", "both")
+        start.communicate(timeout=20)
+    assert docker.ok("ps", "-aq") == ""
+
+
+def test_many_at_once(docker: Cli, busybox: str) -> None:
+    processes = [
+        docker.spawn("run", "--rm", busybox, "echo", str(number), stdin=subprocess.DEVNULL)
+        for number in range(12)
+    ]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert outputs == [f"{number}\n".encode() for number in range(12)]
+
+
+def test_a_name_is_taken_once(docker: Cli, busybox: str) -> None:
+    processes = [docker.spawn("create", "--name", "one", busybox, stdin=subprocess.DEVNULL) for _ in range(6)]
+    codes = sorted(process.wait(30) for process in processes)
+    for process in processes:
+        process.communicate()
+    assert codes == [0, 1, 1, 1, 1, 1]
 
 
 # Limits

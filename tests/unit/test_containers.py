@@ -18,7 +18,7 @@ from guest_agent.engine.signals import parse_signal
 from guest_agent.engine.state import Health, State, human_duration, rfc3339
 from guest_agent.engine.store import Store
 from guest_agent.engine.wait import NEXT_EXIT, REMOVED, Outcome, Waiters
-from guest_agent.errors import Conflict, InvalidParameter, NotFound
+from guest_agent.errors import Conflict, InternalError, InvalidParameter, NotFound
 
 SECOND = 1_000_000_000
 
@@ -125,6 +125,21 @@ def test_what_was_added_is_there_for_the_next_agent_and_what_was_discarded_is_no
     asyncio.run(check())
 
 
+def test_a_damaged_row_costs_nobody_else(tmp_path: Path) -> None:
+    async def check() -> None:
+        containers, store = open_registry(tmp_path)
+        await containers.add(container(containers, "whole"))
+        await store.save("containers", "ff" * 32, b'{"id": 7}', durable=True)
+        store.close()
+        again, store = open_registry(tmp_path)
+        again.load()
+        assert [each.name for each in again] == ["whole"]
+        assert again.unreadable == {"ff" * 32}
+        store.close()
+
+    asyncio.run(check())
+
+
 def test_a_saved_document_is_in_the_file_at_once(tmp_path: Path) -> None:
     async def check() -> None:
         store = Store(str(tmp_path / "engine.db"))
@@ -155,7 +170,7 @@ def test_a_full_disk_is_an_error_and_what_was_to_be_saved_is_saved_later(tmp_pat
         store = Store(str(tmp_path / "engine.db"))
         limit = store._db.execute("PRAGMA page_count").fetchone()[0]
         store._db.execute(f"PRAGMA max_page_count={limit}")
-        with pytest.raises(sqlite3.Error, match="full"):
+        with pytest.raises(InternalError, match="full"):
             await store.save("containers", "big", b"x" * 100_000, durable=True)
         store._db.execute("PRAGMA max_page_count=1000000")
         await store.save("containers", "small", b"y", durable=True)
