@@ -242,6 +242,8 @@ class Monitor:
         running = sum(not container.init.ended for container in self._containers.values())
         if running:
             raise Failure("conflict", f"{running} containers are running")
+        for container in list(self.host.deleting.values()):
+            container.delete_group_now()
         answer()
         self._listener.close()
         for name in ("monitor.sock", "monitor.pid"):

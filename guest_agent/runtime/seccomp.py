@@ -1,8 +1,8 @@
 """Seccomp: a Docker profile resolved for one container, and the BPF program made of it.
 
 `resolve` evaluates a profile's includes and excludes (moby/profiles, seccomp_linux.go) into OCI's
-`linux.seccomp`. `compiled` turns that into a program; both are cached, for compiling the default profile
-takes some 20 ms. Runs in the agent; the launch child only loads bytes.
+`linux.seccomp`; `compiled` turns that into a program. Both remember their results. Runs in the agent; the
+launch child only loads bytes.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 from functools import lru_cache
 from typing import Any
 
-from guest_agent.errors import InvalidParameter, NotSupported, Unavailable
-from guest_agent.kernel import libseccomp
+from guest_agent.errors import InvalidParameter, NotSupported
 from guest_agent.kernel.syscalls import LINUX, SECCOMP_FILTER_FLAG_LOG, SECCOMP_FILTER_FLAG_SPEC_ALLOW
+
+from . import seccomp_program as bpf
 
 Profile = dict[str, Any]
 
@@ -24,22 +24,21 @@ _GO_ARCH = {"x86_64": "amd64", "aarch64": "arm64"}
 _OCI_ARCH = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
 _MACHINE = os.uname().machine
 _ACTIONS = {
-    "SCMP_ACT_KILL": libseccomp.ACT_KILL_THREAD,
-    "SCMP_ACT_KILL_THREAD": libseccomp.ACT_KILL_THREAD,
-    "SCMP_ACT_KILL_PROCESS": libseccomp.ACT_KILL_PROCESS,
-    "SCMP_ACT_TRAP": libseccomp.ACT_TRAP,
-    "SCMP_ACT_ERRNO": libseccomp.ACT_ERRNO,
-    "SCMP_ACT_TRACE": libseccomp.ACT_TRACE,
-    "SCMP_ACT_LOG": libseccomp.ACT_LOG,
-    "SCMP_ACT_ALLOW": libseccomp.ACT_ALLOW,
+    "SCMP_ACT_KILL": bpf.KILL_THREAD,
+    "SCMP_ACT_KILL_THREAD": bpf.KILL_THREAD,
+    "SCMP_ACT_KILL_PROCESS": bpf.KILL_PROCESS,
+    "SCMP_ACT_TRAP": bpf.TRAP,
+    "SCMP_ACT_ERRNO": bpf.ERRNO,
+    "SCMP_ACT_TRACE": bpf.TRACE,
+    "SCMP_ACT_LOG": bpf.LOG,
+    "SCMP_ACT_ALLOW": bpf.ALLOW,
 }
 _FLAGS = {
     "SECCOMP_FILTER_FLAG_TSYNC": 0,  # one thread when it is loaded: nothing to synchronise
     "SECCOMP_FILTER_FLAG_LOG": SECCOMP_FILTER_FLAG_LOG,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": SECCOMP_FILTER_FLAG_SPEC_ALLOW,
 }
-_EPERM, _ENOSYS = 1, 38
-_X32_BIT = 0x40000000
+_EPERM = 1
 _CACHED_PROGRAMS = 64
 
 
@@ -165,10 +164,10 @@ def known(seccomp: Profile) -> Program | None:
 
 
 def compiled(seccomp: Profile) -> Program:
-    """The program of an OCI `linux.seccomp`, compiled when it is new: tens of milliseconds, so use a thread.
+    """The program of an OCI `linux.seccomp`, compiled when it is new: some milliseconds, so use a thread.
 
-    Raises InvalidParameter for an unknown action, operator or architecture, NotSupported for SCMP_ACT_NOTIFY,
-    Unavailable when libseccomp is not installed.
+    Raises InvalidParameter for an unknown action, operator or architecture, or a profile beyond the kernel's
+    size, NotSupported for SCMP_ACT_NOTIFY.
     """
     program = known(seccomp)
     if program is None:
@@ -192,26 +191,19 @@ def _digest(seccomp: Profile) -> str:
 
 def _compile(seccomp: Profile) -> tuple[bytes, int]:
     default = _action(seccomp["defaultAction"], seccomp.get("defaultErrnoRet"))
+    architectures = list(dict.fromkeys([_OCI_ARCH[_MACHINE], *(seccomp.get("architectures") or ())]))
+    for name in architectures:
+        if name not in bpf.ARCHITECTURES:
+            raise InvalidParameter(f"loading seccomp profile failed: unknown architecture {name!r}")
+    rules: list[bpf.Rule] = []
+    for entry in seccomp.get("syscalls") or ():
+        action = _action(entry["action"], entry.get("errnoRet"))
+        for comparisons in _comparisons(entry.get("args") or []):
+            rules += [(name, action, comparisons) for name in entry["names"]]
     try:
-        builder = libseccomp.Filter(default)
-    except OSError as e:
-        raise Unavailable(
-            f"seccomp: {e}", hint="Install libseccomp2, or run with --security-opt seccomp=unconfined."
-        ) from e
-    with builder as rules:
-        try:
-            for name in seccomp.get("architectures") or ():
-                rules.add_arch(name)
-            for entry in seccomp.get("syscalls") or ():
-                action = _action(entry["action"], entry.get("errnoRet"))
-                for comparisons in _comparisons(entry.get("args") or []):
-                    for name in entry["names"]:
-                        rules.rule(action, name, comparisons)
-            program = rules.export()
-        except OSError as e:
-            raise InvalidParameter(f"loading seccomp profile failed: {e.strerror}") from e
-        if seccomp["defaultAction"] not in ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG"):
-            program = _unknown_calls_are_enosys(seccomp) + program
+        program = bpf.compile_program(architectures, default, rules)
+    except ValueError as e:
+        raise InvalidParameter(f"loading seccomp profile failed: {e}") from e
     flags = 0
     for flag in seccomp.get("flags") or ():
         if flag not in _FLAGS:
@@ -235,68 +227,16 @@ def _action(name: str, errno: int | None) -> int:
     return base
 
 
-def _comparisons(args: list[Profile]) -> list[list[libseccomp.ArgCmp]]:
+def _comparisons(args: list[Profile]) -> list[list[bpf.Comparison]]:
     """The rules that `args` make: one with all of them, or one for each when an index comes twice (as
     runc).
     """
-    made = []
+    made: list[bpf.Comparison] = []
     for arg in args:
-        operator = libseccomp.OPERATORS.get(arg["op"])
-        if operator is None:
+        if arg["op"] not in bpf.OPERATORS:
             raise InvalidParameter(f"loading seccomp profile failed: invalid operator {arg['op']!r}")
         if not 0 <= arg["index"] <= 5:
             raise InvalidParameter(f"loading seccomp profile failed: no argument with index {arg['index']}")
-        made.append(libseccomp.ArgCmp(arg["index"], operator, arg["value"], arg.get("valueTwo", 0)))
-    indexes = {arg["index"] for arg in args}
+        made.append((arg["index"], arg["op"], arg["value"], arg.get("valueTwo") or 0))
+    indexes = {comparison[0] for comparison in made}
     return [made] if len(indexes) == len(made) else [[comparison] for comparison in made]
-
-
-def _unknown_calls_are_enosys(seccomp: Profile) -> bytes:
-    """A prologue that answers ENOSYS to system calls newer than any the profile names (as runc's patchbpf).
-
-    The C library tries new calls first and falls back on ENOSYS only; an EPERM would break it on each new
-    kernel.
-    """
-    names = [name for entry in seccomp.get("syscalls") or () for name in entry["names"]]
-    newest: dict[int, int] = {}
-    for token in {libseccomp.native_arch(), *map(libseccomp.arch_token, seccomp.get("architectures") or ())}:
-        numbers = [number for name in names if (number := libseccomp.syscall_number(token, name)) >= 0]
-        if numbers:
-            newest[token] = max(numbers)
-    audit_x86_64, token_x32 = 0xC000003E, 0x4000003E
-    enosys = _bpf(_RETURN, libseccomp.ACT_ERRNO | _ENOSYS)
-    blocks = []
-    for token, last in newest.items():
-        if token == token_x32:
-            continue  # reported by the kernel as x86_64, numbers with a bit set
-        check = [_bpf(_LOAD, 0)]
-        if token == audit_x86_64:
-            x32 = newest.get(token_x32, 0)
-            check += [
-                _bpf(_JUMP_GE, _X32_BIT, 1, 0),
-                _bpf(_JUMP_GT, last, 1, 2),
-                _bpf(_JUMP_GT, x32, 0, 1) if x32 else _bpf(_JUMP, 1),
-                enosys,
-            ]
-        else:
-            check += [_bpf(_JUMP_GT, last, 0, 1), enosys]
-        blocks.append((token, check))
-    program: list[bytes] = []
-    for token, check in reversed(blocks):
-        rest = len(program)
-        # A is the architecture here; a block that matched skips the others.
-        program = [_bpf(_JUMP_EQ, token, 0, len(check) + 1), *check, _bpf(_JUMP, rest), *program]
-    return b"".join([_bpf(_LOAD, 4), *program])
-
-
-_LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS; offset 0 of struct seccomp_data is nr, 4 is arch
-_JUMP = 0x05
-_JUMP_EQ = 0x15
-_JUMP_GT = 0x25
-_JUMP_GE = 0x35
-_RETURN = 0x06
-
-
-def _bpf(code: int, k: int, true: int = 0, false: int = 0) -> bytes:
-    """struct sock_filter."""
-    return struct.pack("=HBBI", code, true, false, k)

@@ -161,8 +161,7 @@ def test_agent_that_went_is_succeeded(tmp_path: Path) -> None:
         await first.start(runtime.launch(config(finished, "sh", "-c", "sleep 0.1; exit 5")))
         monitor = monitor_pid(runtime.roots)
         await first.close()  # as if killed: the descriptor is closed, no good-bye
-        await asyncio.sleep(0.4)
-        assert json.loads((tmp_path / f"{finished}.exit.json").read_text())["code"] == 5
+        assert (await runtime.wait_file(finished))["code"] == 5
 
         await runtime.connect()
         assert monitor_pid(runtime.roots) == monitor

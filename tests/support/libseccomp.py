@@ -1,7 +1,4 @@
-"""libseccomp.so.2, the part that turns rules into a BPF program. Loaded when the first filter is compiled.
-
-By soname, never by ctypes.util.find_library, which starts gcc and ldconfig.
-"""
+"""libseccomp.so.2 by ctypes, the part that turns rules into a BPF program: what ours is compared with."""
 
 from __future__ import annotations
 
