@@ -111,6 +111,8 @@ class Snapshots:
         os.chmod(overlay.upper, stat.S_IMODE(st.st_mode))
         if st.st_uid or st.st_gid:
             os.chown(overlay.upper, st.st_uid, st.st_gid)
+        # By this file programs tell that they run in a container; dockerd makes it, too.
+        os.mknod(os.path.join(overlay.upper, ".dockerenv"), stat.S_IFREG | 0o755)
         return overlay
 
     def remove(self, container: str) -> None:

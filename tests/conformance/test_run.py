@@ -32,6 +32,14 @@ def test_much_output_arrives_whole(docker: Cli, busybox: str) -> None:
     assert result.out == "".join(f"{number}\n" for number in range(1, 200001))
 
 
+def test_programs_can_tell_that_they_run_in_a_container(docker: Cli, busybox: str) -> None:
+    docker.ok("run", "--name", "told", busybox, "test", "-f", "/.dockerenv")
+    try:
+        assert docker.ok("diff", "told") == ""
+    finally:
+        docker.ok("rm", "told")
+
+
 def test_detached_prints_the_id(docker: Cli, busybox: str) -> None:
     identity = docker.ok("run", "-d", busybox, "sleep", "60")
     assert len(identity) == 64
