@@ -125,9 +125,23 @@ class Images:
         rows = [self.store.layer(chain) for chain in image.chains if users[chain] > 1]
         return sum(row.size for row in rows if row)
 
-    def inspect(self, name: str, version: tuple[int, int] = (1, 51)) -> dict[str, Any]:
-        """`ImageInspect` as this API version has it. Raises NotFound."""
+    def get(self, name: str, platform: Platform | None = None) -> Image:
+        """The image `name`, which must be one for `platform`. Raises NotFound."""
         image = self.store.get(name)
+        actual = platforms.of_config(image.config)
+        if platform is not None and not platforms.fits(platform, actual):
+            raise NotFound(
+                f"image with reference {name} was found but does not provide the specified platform "
+                f"({platform})",
+                f"It is for {actual}.",
+            )
+        return image
+
+    def inspect(
+        self, name: str, version: tuple[int, int] = (1, 51), platform: Platform | None = None
+    ) -> dict[str, Any]:
+        """`ImageInspect` as this API version has it. Raises NotFound."""
+        image = self.get(name, platform)
         config = image.config
         run = config.get("config") or {}
         lower = self.store.image_overlay(image).lower
@@ -165,9 +179,9 @@ class Images:
             shown["VirtualSize"] = image.size
         return shown
 
-    def history(self, name: str) -> list[dict[str, Any]]:
+    def history(self, name: str, platform: Platform | None = None) -> list[dict[str, Any]]:
         """`HistoryResponseItem`s, the newest first. Raises NotFound."""
-        image = self.store.get(name)
+        image = self.get(name, platform)
         chains = iter(image.chains)
         shown: list[dict[str, Any]] = []
         steps = [step for step in image.config.get("history") or () if isinstance(step, dict)]
@@ -338,15 +352,9 @@ class Images:
         """An archive of images. Raises NotFound and InvalidParameter before anything is given."""
         if not names:
             raise InvalidParameter("no images to save", "Name one at least.")
+        for name in names if platform else ():
+            self.get(name, platform)
         selected = save.select(self.store, names)
-        for item in selected:
-            actual = platforms.of_config(item.image.config)
-            if platform is not None and not platforms.fits(platform, actual):
-                raise NotFound(
-                    f"image {item.image.id} was found but does not provide the specified platform "
-                    f"({platform})",
-                    f"It is for {actual}.",
-                )
 
         def write(output: Piped[None]) -> None:
             output.announce(None)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from guest_agent.errors import EngineError
 from guest_agent.images.tar import TarError
 
 Read = Callable[[int], bytes]  # up to n bytes, none at the end
@@ -79,8 +80,8 @@ class Decompressed:
             return self._input(size)
         try:
             out = self._inflate()
-        except TarError:
-            raise
+        except EngineError:
+            raise  # the source's, such as a cut connection
         except Exception as e:  # each library has its own class for bad data
             raise TarError(f"{self.kind}: invalid data: {e}", _DAMAGED) from e
         self._given += len(out)

@@ -57,10 +57,12 @@ class Download:
                             raise
                         if self._wait(0.1 * 2**failures):
                             return
-                writer.commit(self.blob.digest)
-            with self._condition:
-                self.finished = True
-                self._condition.notify_all()
+                with self._condition:
+                    if self._error is not None:
+                        return
+                    writer.commit(self.blob.digest)
+                    self.finished = True
+                    self._condition.notify_all()
         except EngineError as e:
             self._fail(e)
         except OSError as e:

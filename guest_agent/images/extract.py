@@ -16,6 +16,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from guest_agent.errors import EngineError, Unavailable
 from guest_agent.images import tar
@@ -98,7 +99,7 @@ class Extractor:
         self.size = 0  # bytes of content so far
         self.entries = 0
 
-    def __enter__(self) -> Extractor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,14 +19,13 @@ from guest_agent.images.assemble import add_image, extract_layers, store_stream
 from guest_agent.images.content import digest_of
 from guest_agent.images.decompress import Decompressed, Read, kind_of
 from guest_agent.images.manifest import Descriptor
+from guest_agent.images.messages import Say, Throttle, message
 from guest_agent.images.platforms import Platform
 from guest_agent.images.reference import Reference
 from guest_agent.images.snapshots import chain_ids
 from guest_agent.images.store import Image, ImageStore, LayerRow, Lease
 from guest_agent.images.tar import TarReader
 from guest_agent.images.unpack import StagedLayer, reading
-
-Progress = Callable[[dict[str, Any]], None]
 
 _MAX_DOCUMENT = 8 << 20  # bytes of one JSON document
 _MAX_DOCUMENTS = 64 << 20  # bytes of all of them
@@ -53,11 +51,11 @@ class _Wanted:
 
 
 def load(
-    store: ImageStore, read: Read, progress: Progress = lambda message: None, platform: Platform | None = None
+    store: ImageStore, read: Read, progress: Say = lambda message: None, platform: Platform | None = None
 ) -> list[Loaded]:
     """Stores every image of an archive (of a multi-platform one, that for `platform`).
 
-    Progress are Docker's messages. Raises InvalidParameter, Unavailable (disk full), InternalError (wrong
+    `progress` takes Docker's messages. Raises InvalidParameter, Unavailable (disk full), InternalError (wrong
     digest); images before a faulty one stay.
     """
     with store.lease() as lease:
@@ -65,7 +63,7 @@ def load(
         return [_store(store, lease, archive, wanted, progress) for wanted in archive.images(platform)]
 
 
-def _store(store: ImageStore, lease: Lease, archive: _Archive, wanted: _Wanted, progress: Progress) -> Loaded:
+def _store(store: ImageStore, lease: Lease, archive: _Archive, wanted: _Wanted, progress: Say) -> Loaded:
     diffs = _diff_ids(wanted.config)
     if len(diffs) != len(wanted.layers):
         raise InvalidParameter(
@@ -73,14 +71,12 @@ def _store(store: ImageStore, lease: Lease, archive: _Archive, wanted: _Wanted, 
         )
     blobs = [archive.layer(name) for name in wanted.layers]
 
+    throttle = Throttle()
+
     def told(index: int, done: int) -> None:
-        progress(
-            {
-                "status": "Loading layer",
-                "progressDetail": {"current": done, "total": blobs[index].size},
-                "id": diffs[index].partition(":")[2][:12],
-            }
-        )
+        total = blobs[index].size
+        if throttle.ready() or done == total:
+            progress(message("Loading layer", diffs[index].partition(":")[2][:12], done, total))
 
     extract_layers(store, lease, blobs, diffs, told)
     image, moved = add_image(store, lease, wanted.config, blobs, wanted.names)

@@ -17,8 +17,9 @@ from guest_agent.images import hello, platforms, reference
 from guest_agent.images.auth import Credentials
 from guest_agent.images.config import RegistryConfig
 from guest_agent.images.manifest import Descriptor
+from guest_agent.images.messages import Say
 from guest_agent.images.platforms import Platform
-from guest_agent.images.progress import PullProgress, Say
+from guest_agent.images.progress import PullProgress
 from guest_agent.images.reference import Reference
 from guest_agent.images.registry import Cancelled, CertificateError, Registry, RegistryError, Unreachable
 from guest_agent.images.repository import Manifest, Repository, not_found
@@ -191,21 +192,35 @@ class Puller:
             return known
         found = self._find(ref, platform, sources[0])
         say({"status": f"Pulling from {ref.path}", "id": ref.digest or ref.tag})
-        with self._store.lease() as lease:
-            for attempt in range(_TRIES):
-                try:
-                    pulled = self._bring_in(ref, found, sources, lease, say, cancelled)
-                    break
-                except Cancelled:
-                    if cancelled.is_set() or attempt + 1 == _TRIES:
-                        raise
-                except RegistryError as e:
-                    raise Unavailable(e.message, "The registry has the image, but not all of it.") from e
-            else:
-                raise AssertionError("unreachable")
+        try:
+            with self._store.lease() as lease:
+                pulled = self._patiently(ref, found, sources, lease, say, cancelled)
+        except BaseException:
+            self._store.collect()
+            raise
         _warn_of_platform(say, ref, platform, pulled.image)
         _conclude(say, ref, pulled)
         return pulled
+
+    def _patiently(
+        self,
+        ref: Reference,
+        found: _Found,
+        sources: Sequence[Repository],
+        lease: Lease,
+        say: Say,
+        cancelled: threading.Event,
+    ) -> Pulled:
+        """Brings the image in, again when a layer went with the pull that fetched it for both."""
+        for attempt in range(_TRIES):
+            try:
+                return self._bring_in(ref, found, sources, lease, say, cancelled)
+            except Cancelled:
+                if cancelled.is_set() or attempt + 1 == _TRIES:
+                    raise
+            except RegistryError as e:
+                raise Unavailable(e.message, "The registry has the image, but not all of it.") from e
+        raise AssertionError("unreachable")
 
     def _up_to_date(self, ref: Reference, platform: Platform | None, source: Repository) -> Pulled | None:
         """The image we have under this name, when the registry still has the same."""

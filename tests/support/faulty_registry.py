@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -52,6 +53,12 @@ class Request(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client may leave whenever it likes
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 class FaultyRegistry:
     """Serves what `blobs` and `manifests` hold at `address`, unless `fault(request)` is true: then that has answered.
 
@@ -65,7 +72,7 @@ class FaultyRegistry:
         self.pause = 0.0  # seconds between pieces of a blob of 16 KiB
         self.ranges = True
         self.requests: list[tuple[str, str, str, str]] = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Request)
+        self.server = _Server(("127.0.0.1", 0), Request)
         self.server.daemon_threads = True
         self.server.registry = self  # type: ignore[attr-defined]
         self.address = f"127.0.0.1:{self.server.server_address[1]}"

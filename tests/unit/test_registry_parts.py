@@ -9,11 +9,12 @@ import lzma
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from backports import zstd
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guest_agent.engine import image_filters
@@ -22,8 +23,8 @@ from guest_agent.images import decompress, platforms
 from guest_agent.images.auth import Challenge, challenges
 from guest_agent.images.config import RegistryConfig, split_port
 from guest_agent.images.decompress import Decompressed
+from guest_agent.images.messages import bar, size_text
 from guest_agent.images.platforms import Platform
-from guest_agent.images.progress import bar, size_text
 from guest_agent.images.tar import TarError
 
 
@@ -139,7 +140,7 @@ def test_emulation_is_what_binfmt_misc_is_told(tmp_path: Path, monkeypatch: pyte
     assert not platforms.can_run(Platform("linux", "s390x"))
 
 
-PACKERS = {
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, 1),
     "zstd": zstd.compress,
     "bzip2": bz2.compress,
@@ -159,6 +160,7 @@ def inflated(data: bytes, step: int = 1 << 18) -> bytes:
 
 @pytest.mark.parametrize("kind", PACKERS)
 @given(data=st.binary(min_size=1, max_size=5000), step=st.integers(1, 5000))
+@settings(deadline=None)
 def test_compressed_streams(kind: str, data: bytes, step: int) -> None:
     data = b"plain " + data  # so that it does not look compressed
     pack = PACKERS[kind]

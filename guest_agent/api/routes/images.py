@@ -60,10 +60,16 @@ class _Routes:
         )
 
     async def inspect(self, request: Request) -> Response:
-        return Response(200, self._images.inspect(request.params["name"], request.version))
+        platform = _platform_json(request.query.get("platform"))
+        if platform and request.query.flag("manifests"):
+            raise InvalidParameter(
+                "conflicting options: manifests and platform options are mutually exclusive"
+            )
+        return Response(200, self._images.inspect(request.params["name"], request.version, platform))
 
     async def history(self, request: Request) -> Response:
-        return Response(200, self._images.history(request.params["name"]))
+        platform = _platform_json(request.query.get("platform"))
+        return Response(200, self._images.history(request.params["name"], platform))
 
     async def tag(self, request: Request) -> Response:
         ref = repository_tag(request.query.get("repo"), request.query.get("tag"))
@@ -72,6 +78,8 @@ class _Routes:
 
     async def delete(self, request: Request) -> Response:
         query = request.query
+        for platform in query.all("platforms"):  # an image here has one platform, so it is all or nothing
+            self._images.get(request.params["name"], _platform_json(platform))
         records = await self._images.remove(
             request.params["name"], query.flag("force"), not query.flag("noprune")
         )
