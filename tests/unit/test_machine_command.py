@@ -30,11 +30,14 @@ MACHINES = {
 }
 
 KERNELS = {
-    ("amd64", "kvm"): "console=ttyS0 quiet panic=-1 lsm=landlock,yama reboot=t 8250.nr_uarts=1",
+    (
+        "amd64",
+        "kvm",
+    ): "console=ttyS0 quiet panic=-1 lsm=landlock,yama reboot=t 8250.nr_uarts=1 no_timer_check",
     (
         "amd64",
         "tcg",
-    ): "console=ttyS0 quiet panic=-1 lsm=landlock,yama reboot=t 8250.nr_uarts=1 mitigations=off",
+    ): "console=ttyS0 quiet panic=-1 lsm=landlock,yama reboot=t 8250.nr_uarts=1 no_timer_check mitigations=off",
     ("arm64", "hvf"): "console=ttyAMA0 quiet panic=-1 lsm=landlock,yama",
     ("arm64", "tcg"): "console=ttyAMA0 quiet panic=-1 lsm=landlock,yama mitigations=off",
 }
@@ -120,6 +123,6 @@ def test_the_probe_boots_the_same_machine_to_a_power_off() -> None:
     text = words(probe_flags(platform, "/k", "/i", Channel("console", descriptor=3)))
     assert words(machine_flags(platform)) in text
     assert (
-        "-append console=ttyS0 loglevel=6 panic=-1 lsm=landlock,yama reboot=t 8250.nr_uarts=1 -- probe"
+        "-append console=ttyS0 loglevel=6 panic=-1 lsm=landlock,yama reboot=t 8250.nr_uarts=1 no_timer_check -- probe"
         in text
     )

@@ -192,3 +192,28 @@ def test_a_channel_is_closed_when_qemus_end_is(tmp_path: Path) -> None:
         assert ours.recv(8) == b"x"
         theirs.close()
         assert ours.recv(8) == b""
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("sleep 60", "does not execute its first instructions"),
+        ("echo >&9; sleep 60", "hangs while it boots"),
+        ("echo 'cannot set MSR' >&2; exit 134", "ended with status 134: cannot set MSR"),
+        ("echo >&9; exit 0", ""),
+    ],
+)
+def test_an_accelerator_that_does_not_work_is_found_out_in_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, reason: str
+) -> None:
+    from host_client.machine import accelerator
+    from host_client.machine.image import Image
+
+    monkeypatch.setattr(accelerator, "FIRST_SIGN_SECONDS", 1.0)
+    monkeypatch.setattr(accelerator, "PROBE_SECONDS", 1.5)
+    console = 'for word; do case $word in *fd=*) eval "exec 9>&${word##*fd=}";; esac; done'
+    program(tmp_path, "qemu", f"{console}\n{script}")
+    emulator = qemu.Qemu(str(tmp_path / "qemu"), (9, 0, 0))
+    found = accelerator.probe("hvf", emulator, Image(str(tmp_path), {"arch": "amd64"}))
+    assert reason in found
+    assert bool(found) == bool(reason)

@@ -1,0 +1,280 @@
+"""A real machine: the real image in a real QEMU, from nothing to containers, and through what can go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host_client.machine import config as machine_config
+from host_client.machine import control
+from host_client.machine import image as images
+from host_client.machine.errors import MachineError
+from host_client.machine.layout import Layout
+from host_client.machine.machines import Machine
+from tests.support.cli import Cli, docker_binary, eventually, wherry_command
+from tests.support.images import image as container_image
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+
+MEMORY = 1 << 30
+
+
+class Home:
+    """A user's folders of a test's own, with the VM image installed."""
+
+    def __init__(self, folder: Path, picture: Path) -> None:
+        self.variables = {}
+        for name, part in (
+            ("XDG_DATA_HOME", "data"),
+            ("XDG_CACHE_HOME", "cache"),
+            ("XDG_RUNTIME_DIR", "run"),
+        ):
+            (folder / part).mkdir(mode=0o700, parents=True)
+            self.variables[name] = str(folder / part)
+        os.environ.update(self.variables)
+        images.install(str(picture))
+        self.machine = Machine("default")
+        self.wherry = Cli(wherry_command(), "", folder / "client")
+        self.docker = Cli([docker_binary()], f"unix://{self.machine.layout.api_socket}", folder / "client")
+        self.wherry.env = self.wherry.env | self.variables | {"WHERRY_MODE": "vm"}
+        self.wherry.env.pop("DOCKER_HOST")
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads(Path(self.machine.layout.state).read_text())
+        return state
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, image: Path) -> Iterator[Home]:
+    before = {name: os.environ.get(name) for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")}
+    made = Home(tmp_path_factory.mktemp("home"), image)
+    yield made
+    made.machine.stop()
+    for name, value in before.items():
+        os.environ.pop(name)
+        if value is not None:
+            os.environ[name] = value
+
+
+@pytest.fixture
+def running(home: Home) -> Home:
+    """The machine, running, with the busybox image."""
+    if not home.machine.exists():
+        home.machine.init(images.installed("amd64")[0], cpus=2, memory=MEMORY)
+    home.machine.start()
+    if home.docker("image", "inspect", "busybox").code:
+        home.docker.ok("load", "--quiet", "--input", container_image("busybox:latest").archive())
+    return home
+
+
+def test_the_first_command_makes_and_boots_the_machine(home: Home) -> None:
+    result = home.wherry("run", "--rm", "hello-world", timeout=500)
+    assert result.code == 0, result.err
+    assert "Hello from Wherry!" in result.out
+    assert "Making machine default" in result.err
+    assert "Booting with" in result.err
+    status = home.wherry("machine", "status")
+    assert (status.code, "running" in status.out) == (0, True)
+
+
+def test_the_docker_cli_works_through_the_socket(running: Home) -> None:
+    assert running.docker.ok("run", "-i", "--rm", "busybox", "wc", "-c", input="x" * 300_000) == "300000"
+    assert running.docker("run", "--rm", "busybox", "sh", "-c", "echo out; echo err >&2; exit 7").code == 7
+    kernel = running.docker.ok("run", "--rm", "busybox", "uname", "-r")
+    assert kernel == images.installed("amd64")[0].manifest["kernel"]
+
+
+def test_limits_are_those_of_cgroup_v2(running: Home) -> None:
+    script = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max"
+    limits = ("--memory", "64m", "--pids-limit", "50", "--cpus", "0.5")
+    output = running.docker.ok("run", "--rm", *limits, "busybox", "sh", "-c", script)
+    assert output.split() == [str(64 << 20), "50", "50000", "100000"]
+    eater = "x=$(head -c 200000000 /dev/zero | tr '\\0' x)"
+    killed = running.docker("run", "--name", "eater", "--memory", "32m", "busybox", "sh", "-c", eater)
+    assert killed.code == 137
+    assert running.docker.ok("inspect", "-f", "{{.State.OOMKilled}}", "eater") == "true"
+    running.docker.ok("rm", "eater")
+
+
+def test_published_ports_are_the_hosts(running: Home) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = running.docker("run", "--rm", "-p", f"127.0.0.1:{port}:80", "busybox", "touch", "/started")
+        assert refused.code == 125
+        assert f"failed to bind host port for 127.0.0.1:{port}" in refused.err
+        assert "address already in use" in refused.err
+    server = "echo answer > /index.html; echo up; exec httpd -f -h / -p 80"
+    running.docker.ok(
+        "run", "-d", "--name", "web", "-p", f"127.0.0.1:{port}:80", "busybox", "sh", "-c", server
+    )
+    eventually(lambda: "up" in running.docker.ok("logs", "web"), 20)
+
+    def fetch() -> str:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                connection.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
+                return connection.makefile().read()
+        except ConnectionError:
+            return ""
+
+    eventually(lambda: fetch().endswith("answer\n"), 20)
+    running.docker.ok("rm", "-f", "web")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_the_engine_is_closed_to_containers_and_to_other_users(running: Home) -> None:
+    port = running.state()["api_port"]
+    context = ssl.create_default_context(cafile=os.path.join(running.machine.layout.tls, "ca.pem"))
+    plain = socket.create_connection(("127.0.0.1", port))
+    with context.wrap_socket(plain, server_hostname="localhost") as stranger:
+        stranger.sendall(b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        with pytest.raises(
+            (ssl.SSLError, ConnectionError)
+        ):  # TLS 1.3 refuses the missing certificate only now
+            stranger.recv(1000)
+    for address in (f"10.0.2.2 {port}", "10.0.2.15 2376"):
+        script = f"printf 'GET /_ping HTTP/1.0\\r\\n\\r\\n' | timeout 5 nc {address}; true"
+        for flags in ((), ("--cap-add", "ALL"), ("--network", "host")):
+            assert "OK" not in running.docker.ok("run", "--rm", *flags, "busybox", "sh", "-c", script)
+    for device in ("/dev/vport0p1", "/dev/vport0p2"):
+        script = (
+            f"mknod /x c $(cat /sys/class/virtio-ports/{device[5:]}/dev | tr : ' ') && echo poweroff > /x"
+        )
+        assert running.docker("run", "--rm", "--cap-add", "ALL", "busybox", "sh", "-c", script).code
+
+
+def test_sockets_are_the_users_alone(running: Home) -> None:
+    for path in (running.machine.layout.api_socket, control.ControlServer.path(running.machine.layout)):
+        assert os.stat(path).st_mode & 0o077 == 0
+    assert os.stat(running.machine.layout.sockets).st_mode & 0o077 == 0
+    assert os.stat(running.machine.layout.initrd).st_mode & 0o077 == 0, "it holds the server's key"
+
+
+def test_what_was_stored_is_there_after_a_restart(running: Home) -> None:
+    running.docker.ok("run", "--rm", "-v", "keep:/v", "busybox", "sh", "-c", "echo kept > /v/file")
+    started = time.monotonic()
+    assert running.machine.stop()
+    assert time.monotonic() - started < 20, "init ends as soon as nothing runs any more"
+    assert not os.path.exists(running.machine.layout.api_socket)
+    running.machine.start()
+    assert running.docker.ok("run", "--rm", "-v", "keep:/v", "busybox", "cat", "/v/file") == "kept"
+
+
+def test_the_clock_is_right_after_a_pause(running: Home) -> None:
+    layout = running.machine.layout
+    control.ask(layout, {"do": "pause"})
+    time.sleep(3)
+    control.ask(layout, {"do": "resume"})
+    guest = float(running.docker.ok("run", "--rm", "busybox", "date", "+%s"))
+    assert abs(guest - time.time()) < 2
+
+
+def test_no_second_supervisor(running: Home) -> None:
+    code = "import sys; from host_client.machine.supervisor import main; sys.exit(main())"
+    second = subprocess.run([sys.executable, "-c", code, "default"], capture_output=True, text=True)
+    assert "has a supervisor already" in json.loads(second.stdout.splitlines()[-1])["error"]
+    assert second.returncode == 1
+
+
+def test_a_crash_of_qemu_is_noticed(running: Home) -> None:
+    os.kill(running.state()["qemu"], signal.SIGKILL)
+    eventually(lambda: not running.machine.running(), 10)
+    assert "QEMU ended with status -9" in Path(running.machine.layout.log).read_text()
+    status = running.wherry("machine", "status")
+    assert (status.code, "stopped" in status.out) == (3, True)
+
+
+def test_a_killed_supervisor_leaves_no_qemu(running: Home) -> None:
+    state = running.state()
+    os.kill(state["supervisor"], signal.SIGKILL)
+    eventually(lambda: not _alive(state["qemu"]), 10)
+    assert not running.machine.running()
+    assert running.machine.start()["qemu"] != state["qemu"]
+    assert running.docker.ok("run", "--rm", "busybox", "echo", "well") == "well"
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_failed_boot_says_why(home: Home) -> None:
+    machine = Machine("broken")
+    machine.init(images.installed("amd64")[0], cpus=1, memory=MEMORY)
+    subprocess.run(
+        ["qemu-io", "-c", "write -P 170 0 64k", machine.layout.disk], check=True, capture_output=True
+    )
+    with pytest.raises(MachineError) as caught:
+        machine.start()
+    assert "cannot mount the data disk (its file system is damaged): /dev/vdb" in caught.value.message
+    assert "Its console said last" in caught.value.message
+    assert "EXT4-fs" in caught.value.message
+    assert not machine.running()
+    machine.reset()
+    machine.start()
+    machine.stop()
+    machine.remove()
+    assert not machine.exists()
+
+
+def test_a_disk_grows(home: Home) -> None:
+    machine = Machine("grows")
+    machine.init(images.installed("amd64")[0], cpus=1, memory=MEMORY, disk=4 << 30)
+    docker = Cli([docker_binary()], f"unix://{machine.layout.api_socket}", home.docker.config)
+    for size in (4, 9):
+        machine.set(disk=size << 30)
+        machine.start()
+        docker.ok("load", "--quiet", "--input", container_image("busybox:latest").archive())
+        blocks = docker.ok("run", "--rm", "-v", "v:/v", "busybox", "df", "-k", "/v").split()[-5]
+        assert size * 0.9 < int(blocks) / (1 << 20) < size
+        machine.stop()
+    with pytest.raises(MachineError, match="cannot be made smaller"):
+        machine.set(disk=4 << 30)
+    machine.remove()
+
+
+def test_space_comes_back_when_a_volume_goes(running: Home) -> None:
+    disk = Path(running.machine.layout.disk)
+    running.docker.ok(
+        "run", "--rm", "-v", "big:/v", "busybox", "sh", "-c", "head -c 300000000 /dev/urandom > /v/f; sync"
+    )
+    full = disk.stat().st_blocks * 512
+    assert full > 300_000_000
+    running.docker.ok("volume", "rm", "big")
+    control.ask(running.machine.layout, {"do": "trim"})
+    eventually(lambda: disk.stat().st_blocks * 512 < full - 250_000_000, 30)
+
+
+def test_a_machine_moves_in_a_file(home: Home, tmp_path: Path) -> None:
+    home.machine.stop()
+    file = tmp_path / "machine"
+    assert home.wherry("machine", "export", "--output", file, timeout=300).code == 0
+    assert home.wherry("machine", "import", file, "copy", timeout=300).out == "copy\n"
+    copy = Machine("copy")
+    assert machine_config.load(copy.layout).memory == machine_config.load(home.machine.layout).memory
+    assert Path(copy.layout.disk).read_bytes() == Path(home.machine.layout.disk).read_bytes()
+    file.write_bytes(file.read_bytes()[:100_000])
+    damaged = home.wherry("machine", "import", file, "other", timeout=300)
+    assert "is not an exported machine, or is damaged" in damaged.err
+    assert not os.path.exists(Layout("other").folder)
+    assert home.wherry("machine", "rm", "--force", "copy").code == 0
+
+
+def test_doctor_looks_at_everything(home: Home) -> None:
+    result = home.wherry("machine", "doctor", timeout=120)
+    for what in ("VM image", "QEMU", "Accelerator", "Machine default"):
+        assert what in result.out
