@@ -174,6 +174,10 @@ def _complete(engine: Engine, host: HostConfig) -> None:
                 if name != "network_mode":
                     raise InvalidParameter(error.message)
                 # the start says so; it may exist by then
+    # Clients read from this that such containers are not confined by labels.
+    unlabelled = host.privileged or host.ipc_mode == "host" or host.pid_mode == "host"
+    if unlabelled and not any(option.startswith("label") for option in host.security_opt or ()):
+        host.security_opt = [*(host.security_opt or ()), "label=disable"]
     if not host.privileged:
         if host.masked_paths is None:
             host.masked_paths = default_masked_paths()

@@ -143,7 +143,7 @@ def create(engine: Engine, item: Exec, name: str) -> None:
     if item.user:
         _check_user(item)
     engine.containers.execs.add(item)
-    _publish(engine, item, "exec_create: " + " ".join(item.command))
+    _publish(engine, item, f"exec_create: {_words(item)}")
 
 
 def _check_user(item: Exec) -> None:
@@ -190,7 +190,7 @@ async def run(
         attach.close(clients)
         raise
     item.running = True
-    _publish(engine, item, "exec_start: " + " ".join(item.command))
+    _publish(engine, item, f"exec_start: {_words(item)}")
     size = console_size or item.console_size or (0, 0)
     stdio = Stdio(tty=item.tty, open_stdin=item.stdin, stdin_once=True, console_size=size)
     try:
@@ -264,6 +264,11 @@ def _process(engine: Engine, item: Exec, size: tuple[int, int]) -> dict[str, Any
         everything = list(capabilities.ALL)
         value["capabilities"] = {"bounding": everything, "effective": everything, "permitted": everything}
     return value
+
+
+def _words(item: Exec) -> str:
+    """The command in an event, as dockerd writes it: with a space behind a command that has no arguments."""
+    return f"{item.command[0]} {' '.join(item.command[1:])}"
 
 
 def _publish(engine: Engine, item: Exec, action: str) -> None:

@@ -114,6 +114,9 @@ def _config(container: Container) -> dict[str, Any]:
     if value["StopTimeout"] is None:
         del value["StopTimeout"]
     value["Labels"] = value["Labels"] or {}
+    endpoint = container.record.networks.get(container.host_config.network_mode)
+    if endpoint is not None and endpoint.mac_address:
+        value["MacAddress"] = endpoint.mac_address
     return value
 
 
