@@ -204,11 +204,21 @@ def set_sysctl(name: str, value: str) -> None:
 def allow_redirects(name: str, port: str) -> None:
     """Make a bridge, and the port on it, fit for redirected connections.
 
-    Those to 127.0.0.1 may be sent out of the bridge (the firewall drops what arrives so). Where
-    br_netfilter makes bridged frames pass the firewall, a container that reaches itself by the host's
-    address needs its frames back.
+    Those to 127.0.0.1 may be sent out of the bridge (the firewall drops what arrives so). Where br_netfilter
+    makes bridged frames pass the firewall, a container that reaches itself by the host's address needs its
+    frames back; elsewhere they are routed, and the kernel's lock for links is not waited for.
     """
     set_sysctl(f"ipv4/conf/{name}/route_localnet", "1")
-    with Netlink() as kernel:
-        if (link := netlink.get_link(kernel, port)) is not None:
-            kernel.batch([netlink.set_port(link.index, netlink.IFLA_BRPORT_MODE)])
+    if get_sysctl("bridge/bridge-nf-call-iptables") == "1":
+        with Netlink() as kernel:
+            if (link := netlink.get_link(kernel, port)) is not None:
+                kernel.batch([netlink.set_port(link.index, netlink.IFLA_BRPORT_MODE)])
+
+
+def get_sysctl(name: str) -> str:
+    """A setting below net/ of the calling thread's namespace; empty when the kernel lacks it."""
+    try:
+        with open(f"/proc/sys/net/{name}") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

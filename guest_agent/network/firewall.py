@@ -247,11 +247,12 @@ def _add_nat(batch: Batch, networks: list[Filtered]) -> None:
     for network in networks:
         for subnet in network.subnets:
             inside = nft.from_subnet(subnet)
-            leaves = nft.to_interface(network.bridge, equal=False)
+            # By the bridge they came from, too: where the table of an engine that was killed is left behind,
+            # it must not touch what another engine does with the same subnet.
+            leaves = nft.from_interface(network.bridge) + nft.to_interface(network.bridge, equal=False)
             if network.masquerade and not network.internal:
                 batch.add_rule("postrouting", inside, leaves, nft.masquerade())
-            # A container that reaches its neighbour by the host's address must get the answer by the host,
-            # too.
+            # A container that reaches its neighbour by the host's address must get the answer by the host.
             back = nft.to_interface(network.bridge) + nft.redirected()
             batch.add_rule("postrouting", inside, back, nft.masquerade(), comment="hairpin")
 

@@ -7,7 +7,7 @@ import os
 
 from guest_agent.kernel import netlink
 from guest_agent.kernel.netlink import Netlink
-from guest_agent.network.bridge import set_sysctl
+from guest_agent.network.bridge import get_sysctl, set_sysctl
 from guest_agent.network.hosts import write_file
 from guest_agent.roots import Roots
 
@@ -29,7 +29,7 @@ class Forwarding:
         Returns the links between which nothing may be forwarded: those that were there, but for our bridges.
         """
         uplinks = self._remembered()
-        off = [version for version in ((4, 6) if ipv6 else (4,)) if _read(SWITCHES[version]) == "0"]
+        off = [version for version in ((4, 6) if ipv6 else (4,)) if get_sysctl(SWITCHES[version]) == "0"]
         if off:
             with Netlink() as kernel:
                 links = netlink.get_links(kernel)
@@ -55,13 +55,5 @@ class Forwarding:
 def _keep_listening(names: list[str]) -> None:
     """A forwarding host ignores router advertisements unless it is told 2: let it keep its own routes."""
     for name in names:
-        if _read(f"ipv6/conf/{name}/accept_ra") == "1":
+        if get_sysctl(f"ipv6/conf/{name}/accept_ra") == "1":
             set_sysctl(f"ipv6/conf/{name}/accept_ra", "2")
-
-
-def _read(name: str) -> str:
-    try:
-        with open(f"/proc/sys/net/{name}") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

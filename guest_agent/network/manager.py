@@ -168,6 +168,7 @@ class NetworkManager:
             self._watch.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._publisher.settle()
         self._connector.close()
         await self._run(self._background.shutdown)
         for fd in self._namespaces.values():

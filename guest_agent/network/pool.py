@@ -14,7 +14,7 @@ from guest_agent.kernel import netns
 from guest_agent.network import bridge
 from guest_agent.network.bridge import Bridge, Wire
 
-BACKGROUND_NICE = 10
+BACKGROUND_NICE = 5
 
 
 @dataclass(slots=True)

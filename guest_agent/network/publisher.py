@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -46,6 +47,7 @@ class Publisher:
         self._redirects: dict[str, list[Redirect]] = {}
         self._waiting: dict[str, list[Redirect]] = {}  # to be redirected when the container answers
         self._published: dict[str, list[PublishedPort]] = {}
+        self._forgetting: dict[asyncio.Future[Any], set[tuple[str, int]]] = {}
 
     def adopt(self, sandbox: Sandbox, endpoint: Endpoint | None) -> None:
         """Know again what an earlier agent published."""
@@ -110,6 +112,7 @@ class Publisher:
                 published += [PublishedPort(binding.port, binding.protocol, host, port) for host in hosts]
             found = self._find_redirects(published, endpoint)
             at_once = [item for item in found if not (item.loopback and item.protocol == "tcp")]
+            await self.settle(found)
             await self._run(self._redirect, link, endpoint.host_interface, at_once)
         except BaseException:
             del self._published[container_id]
@@ -179,8 +182,18 @@ class Publisher:
             return
         found = self._redirects.pop(container_id, [])
         self._waiting.pop(container_id, None)
-        await self._run(self._unredirect, found)
+        # The kernel takes tens of milliseconds to forget: only who publishes the same port waits for it.
+        task = asyncio.ensure_future(self._run(self._unredirect, found))
+        self._forgetting[task] = _ports(found)
+        task.add_done_callback(lambda task: self._forgetting.pop(task))
         await self._close(container_id)
+
+    async def settle(self, wanted: Iterable[Redirect] | None = None) -> None:
+        """Wait until the kernel has forgotten what is published no more: of these ports, or of all."""
+        keys = None if wanted is None else _ports(wanted)
+        tasks = [task for task, held in self._forgetting.items() if keys is None or held & keys]
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _unredirect(self, found: list[Redirect]) -> None:
         self._firewall.unpublish(found)
@@ -188,3 +201,7 @@ class Publisher:
         # another container's.
         for address in {item.target.packed for item in found}:
             conntrack.forget(address)
+
+
+def _ports(redirects: Iterable[Redirect]) -> set[tuple[str, int]]:
+    return {(item.protocol, item.host_port) for item in redirects}

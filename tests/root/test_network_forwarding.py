@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -77,3 +78,42 @@ def test_host_forwards_for_nobody_else(host: int, tmp_path: Path) -> None:
     assert counted() == 0
     netns.enter(host, lambda _: firewall.rebuild(networks, [], {}))
     assert counted() == 1
+
+
+def test_what_leaves_has_the_hosts_address(host: int, tmp_path: Path) -> None:
+    """Masqueraded on the way out; a stale table of the same subnet touches nothing."""
+    inside = "wherry-inside"
+    output("ip", "netns", "add", inside)
+    try:
+        output("ip", "-n", HOST, "link", "add", "wherry-t", "type", "veth", "peer", "eth0", "netns", inside)
+        output("ip", "-n", HOST, "address", "add", "10.99.0.1/24", "dev", "wherry-t")
+        output("ip", "-n", HOST, "link", "set", "wherry-t", "up")
+        output("ip", "-n", inside, "address", "add", "10.99.0.2/24", "dev", "eth0")
+        output("ip", "-n", inside, "link", "set", "eth0", "up")
+        output("ip", "-n", inside, "route", "add", "default", "via", "10.99.0.1")
+        output("ip", "netns", "exec", HOST, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        networks = [Filtered("wherry-t", (ip_network("10.99.0.0/24"),))]
+        netns.enter(host, lambda _: Firewall("wherry-test").rebuild(networks, [], {}))
+        assert seen_by_right(inside) == "203.0.113.1"
+        stale = [Filtered("wherry-s", (ip_network("10.99.0.0/24"),))]
+        netns.enter(host, lambda _: Firewall("wherry-test").rebuild(stale, [], {}))
+        assert seen_by_right(inside) == "10.99.0.2"
+    finally:
+        output("ip", "netns", "delete", inside)
+
+
+def seen_by_right(sender: str) -> str:
+    """The source address that RIGHT sees of what a namespace sends."""
+    listen = (
+        "import socket; s = socket.socket(2, 2); s.bind(('0.0.0.0', 9)); s.settimeout(5); print(flush=True);"
+        "print(s.recvfrom(9)[1][0])"
+    )
+    server = subprocess.Popen(
+        ["ip", "netns", "exec", RIGHT, "python3", "-c", listen], stdout=subprocess.PIPE, text=True
+    )
+    with server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        send = "import socket; socket.socket(2, 2).sendto(b'x', ('203.0.113.2', 9))"
+        output("ip", "netns", "exec", sender, "python3", "-c", send)
+        return server.stdout.readline().strip()

@@ -77,6 +77,7 @@ class NetworkEngine:
 
     def release(self, sandbox: Sandbox) -> None:
         self.run(self.manager.release(sandbox.container_id))
+        self.run(self.manager._publisher.settle())
 
     def inside(self, sandbox: Sandbox, *command: str) -> str:
         done = subprocess.run(
