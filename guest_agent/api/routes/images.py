@@ -43,6 +43,7 @@ def register(router: Router, engine: Engine) -> None:
     router.add("DELETE", "/images/{name...}", routes.delete)
     router.add("GET", "/distribution/{name...}/json", routes.distribution)
     router.add("POST", "/auth", routes.auth)
+    router.add("POST", "/build/prune", routes.prune_build_cache)
 
 
 class _Routes:
@@ -87,6 +88,10 @@ class _Routes:
 
     async def prune(self, request: Request) -> Response:
         return Response(200, await self._images.prune(request.query.filters(image_filters.PRUNE_FILTERS)))
+
+    async def prune_build_cache(self, request: Request) -> Response:
+        """`docker system prune` asks for it; nothing is built here, so there is nothing to remove."""
+        return Response(200, {"CachesDeleted": None, "SpaceReclaimed": 0})
 
     async def search(self, request: Request) -> Response:
         query = request.query
