@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 
 from guest_agent.kernel import syscalls as s
 
-from . import cgroups, console, launch
+from . import cgroups, console, launch, protocol
 from .jsonlog import JsonLog, compress_file
 from .loop import READ, Loop
 from .process import changed_signals
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _SIGKILL = 9
 _SCM_RIGHTS, _SCM_CREDENTIALS = 1, 2
 _MAX_UNHEARD = 16
+_SPARE_SECONDS = 0.02
 _OUTPUT_GRACE_SECONDS = 2.0  # as dockerd: for output of children that outlive the process
 _DELETE_RETRY_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _ENOENT = 2
@@ -70,12 +71,23 @@ class Host:
         self.has_agent = has_agent
         self.deleting: dict[str, Container] = {}  # groups that are busy yet, by path
         self.oom_score_adj: int | None = None  # for processes that ask for none, when ours is not the usual
+        self.busy: Callable[[], bool] = lambda: False  # whether a container runs
+        self.spare = Spare(self)
         self.staging = os.path.join(run, "rootfs")
         os.makedirs(self.staging, mode=0o700, exist_ok=True)
         os.makedirs(os.path.join(run, "containers"), mode=0o700, exist_ok=True)
         self.signals = changed_signals()
         network = os.stat("/proc/self/ns/net")
         self.network = (network.st_dev, network.st_ino)
+
+    def job(self, request: dict[str, Any]) -> launch.Job:
+        """A job with what is the same for all."""
+        job = launch.Job(request)
+        job.staging = self.staging
+        job.host_network = self.network
+        job.oom_score_adj = self.oom_score_adj
+        job.signals = self.signals
+        return job
 
     def reap(self, pidfd: int, then: Callable[[], None]) -> None:
         """Waits for a helper process to end and calls `then`."""
@@ -98,6 +110,88 @@ class Host:
             finally:
                 os._exit(0)
         self.reap(pidfd, then)
+
+
+Child = tuple[int, int, socket]
+"""A launch child: its pid, pidfd, and our end of the socket to it."""
+
+
+def fork(job: launch.Job, body: Callable[[launch.Job], None], flags: int) -> Child:
+    """Forks a launch child, with the namespaces of `flags`, that goes through `body`."""
+    mine, job.sync = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+    mine.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
+    group = None
+    if body is launch.start and job.cgroup is not None and cgroups.version() == 2:
+        group = os.open(job.cgroup.directories()[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        job.in_cgroup = True
+    try:
+        pid, pidfd = s.clone3(flags, group)
+        if pid == 0:
+            launch.run(job, body)
+        return pid, pidfd, mine
+    except BaseException:
+        mine.close()
+        raise
+    finally:
+        job.sync.close()
+        if group is not None:
+            os.close(group)
+
+
+class Spare:
+    """A launch child that stands by for the next exec, so that it need not be waited for."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._child: Child | None = None
+        self._due = False
+
+    def prepare(self) -> None:
+        """Makes one a little later, when what goes on now is done."""
+        if self._child is None and not self._due:
+            self._due = True
+            self._host.loop.later(_SPARE_SECONDS, self._fork)
+
+    def _fork(self) -> None:
+        self._due = False
+        if self._child is None and self._host.busy():
+            self._child = fork(self._host.job({}), launch.stand_by, 0)
+            self._host.loop.add(self._child[1], READ, lambda events: self.drop())
+
+    def drop(self) -> None:
+        """Lets it go: nothing runs that it could be for, or it has died."""
+        if self._child is not None:
+            _, pidfd, sync = self._child
+            self._child = None
+            self._host.loop.remove(pidfd)
+            sync.close()
+            self._host.reap(pidfd, lambda: None)
+
+    def send(self, job: launch.Job) -> Child | None:
+        """Gives it the job; None when there is no spare, or it does not take it."""
+        if self._child is None:
+            self.prepare()
+            return None
+        assert job.cgroup is not None
+        names = [
+            name for name in ("stdin", "stdout", "stderr", "seccomp", "pidfd") if getattr(job, name) >= 0
+        ]
+        message = {
+            "request": job.request,
+            "fds": names,
+            "seccomp_flags": job.seccomp_flags,
+            "cgroup": job.cgroup.path,
+        }
+        child = self._child
+        try:
+            protocol.send(child[2], message, [getattr(job, name) for name in names], MSG_DONTWAIT)
+        except OSError:
+            self.drop()
+            return None
+        self._child = None
+        self._host.loop.remove(child[1])
+        self.prepare()
+        return child
 
 
 class Process:
@@ -144,32 +238,22 @@ class Process:
         `on_exit` is called when a process that had started has ended and its output is logged.
         """
         self._on_start, self._on_exit = on_start, on_exit
-        mine, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        mine.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
-        job.sync = theirs
         stdin = stdout = stderr = -1
         if not self.streams.tty:
             if self._open_stdin:
                 job.stdin, stdin = os.pipe2(os.O_CLOEXEC)
             stdout, job.stdout = os.pipe2(os.O_CLOEXEC)
             stderr, job.stderr = os.pipe2(os.O_CLOEXEC)
-        group = -1
-        if job.cgroup is not None and cgroups.version() == 2:
-            group = os.open(job.cgroup.directories()[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            job.in_cgroup = True
         try:
-            self.pid, self._pidfd = s.clone3(flags, group if group >= 0 else None)
-            if self.pid == 0:
-                launch.run(job, body)
+            child = self._host.spare.send(job) if body is launch.enter else None
+            child = child or fork(job, body, flags)
         finally:
-            # In the parent, or when there is no child.
-            theirs.close()
-            for fd in (job.stdin, job.stdout, job.stderr, group):
+            for fd in (job.stdin, job.stdout, job.stderr):
                 if fd >= 0:
                     os.close(fd)
-            self._sync = mine
+        self.pid, self._pidfd, self._sync = child
         self._launchers = [self.pid]
-        self._host.loop.add(mine.fileno(), READ, lambda events: self._hear())
+        self._host.loop.add(self._sync.fileno(), READ, lambda events: self._hear())
         self._host.loop.add(self._pidfd, READ, lambda events: self._died())
         if not self.streams.tty:
             self.streams.start(stdin, stdout, stderr)
@@ -371,18 +455,16 @@ class Container:
         def started(failure: Failure | None) -> None:
             if failure:
                 self._clean_up()
+            else:
+                self._host.spare.prepare()
             on_start(failure)
 
         return started
 
     def _job(self, message: dict[str, Any]) -> launch.Job:
-        job = launch.Job(message)
+        job = self._host.job(message)
         job.seccomp, job.seccomp_flags = self._seccomp, self._seccomp_flags
         job.cgroup = self._cgroup
-        job.staging = self._host.staging
-        job.host_network = self._host.network
-        job.oom_score_adj = self._host.oom_score_adj
-        job.signals = self._host.signals
         return job
 
     def _make_group(self, resources: dict[str, Any]) -> None:
@@ -452,6 +534,8 @@ class Container:
         self._host.announce({"event": "exit", **event})
         self.init.streams.let_go()
         self._clean_up()
+        if not self._host.busy():
+            self._host.spare.drop()
 
     def _write_exit(self, event: dict[str, Any]) -> None:
         temporary = f"{self._exit_path}.tmp"

@@ -14,13 +14,14 @@ import gc
 import json
 import os
 import sys
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 from guest_agent.kernel import syscalls as s
 from guest_agent.kernel.overlay import open_overlay
 from guest_agent.kernel.paths import O_PATH, RootFd
 
-from . import cgroups, console, process, users
-from .capabilities import mask
+from . import cgroups, console, process, protocol, users
+from .capabilities import DEFAULT
 from .devices import add_device
 from .mounts import CgroupView, Mount, Rootfs, open_binds, open_dev
 from .process import SYNC_FD
@@ -73,7 +74,7 @@ class Job:
         self.seccomp_flags = 0
         self.cgroup: cgroups.Cgroup | None = None
         self.in_cgroup = False  # born there (CLONE_INTO_CGROUP)
-        self.pidfd = -1  # enter: the container's first process
+        self.pidfd = -1  # enter: the container's first process, as a descriptor
         self.signals: list[int] = []  # that are not at their defaults
         self.staging = ""  # an empty directory of ours
         self.oom_score_adj: int | None = None  # where the process asks for none
@@ -190,21 +191,26 @@ def start(job: Job) -> None:
     rootfs.finish(bool(config.get("root", {}).get("readonly")))
     rootfs.pivot(linux.get("rootfsPropagation") or "")
     seccomp = _place_streams(job, slave, null)
-    _become(spec, identity, seccomp, tty)
+    _become(process.Prepared(spec, identity), seccomp, tty)
 
 
 def enter(job: Job) -> None:
     """Joins a running container and becomes one more process of it."""
     spec = job.request["process"]
-    _join_cgroup(job)
+    assert job.cgroup is not None
+    # Of v2 only the child that goes on is to be a member, and is born as one: moving waits for a grace
+    # period of the kernel's. It so must be cloned before the cgroup namespace is joined, which must hold
+    # both groups.
+    group = -1
+    if cgroups.version() == 2:
+        group = os.open(job.cgroup.directories()[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    else:
+        _join_cgroup(job)
     _set_oom_score_adj(job, spec)
     _new_session_keyring()
     if spec.get("apparmorProfile"):
         _confine(spec["apparmorProfile"])
-    try:
-        s.setns(job.pidfd, _ALL_BUT_USER)
-    except OSError as e:
-        raise in_init("namespaces", "error joining the container's namespaces: setns", e) from e
+    _join_running(job.pidfd, _ALL_BUT_USER & ~s.CLONE_NEWCGROUP if group >= 0 else _ALL_BUT_USER)
     with RootFd.at("/") as root:
         identity = _identity(root, spec)
         if spec.get("createCwd"):
@@ -216,10 +222,60 @@ def enter(job: Job) -> None:
             slave = _open_console(job, root, devpts)
         elif job.stdin < 0:
             null = console.open_null(root)
-    seccomp = _place_streams(job, slave, null)
+    prepared = process.Prepared(spec, identity)
+    keep = (job.pidfd, group) if group >= 0 else ()
+    seccomp = _place_streams(job, slave, null, keep)
     # Only the child of this one is seen by the container's processes, with all that is secret closed.
-    _continue_in_child(job, 0)
-    _become(spec, identity, seccomp, tty)
+    if group >= 0:
+        _continue_in_child(job, 0, SYNC_FD + 2)
+        _join_running(SYNC_FD + 1, s.CLONE_NEWCGROUP)
+        s.close_range(SYNC_FD + 1)
+    else:
+        _continue_in_child(job, 0)
+    _become(prepared, seccomp, tty)
+
+
+def stand_by(job: Job) -> None:
+    """A launch child made ahead: waits for somebody to `enter` for, having touched what it will need by
+    then.
+    """
+    _rehearse()
+    received = protocol.receive(job.sync)
+    if received is None:  # not needed after all
+        os._exit(0)
+    message, fds = received
+    for name, fd in zip(message["fds"], fds, strict=True):
+        setattr(job, name, fd)
+    job.request = message["request"]
+    job.seccomp_flags = message["seccomp_flags"]
+    job.cgroup = cgroups.at(message["cgroup"])
+    enter(job)
+
+
+def _rehearse() -> None:
+    """Goes through the motions of `enter`: each page of the heap that it changes is copied now, not later."""
+    spec = {
+        "args": ["true"],
+        "env": ["PATH=/usr/bin:/bin"],
+        "user": {"name": "root:0"},
+        "capabilities": {"bounding": list(DEFAULT), "effective": list(DEFAULT), "permitted": list(DEFAULT)},
+    }
+    spec = json.loads(json.dumps(spec))
+    try:
+        with RootFd.at("/") as root:
+            prepared = process.Prepared(spec, _identity(root, spec))
+            os.close(console.open_null(root))
+        process.set_rlimits(prepared.limits)
+        process.find_executable("true", prepared.environment["PATH"])
+    except (StageError, OSError):
+        pass  # a host without these files
+
+
+def _join_running(pidfd: int, namespaces: int) -> None:
+    try:
+        s.setns(pidfd, namespaces)
+    except OSError as e:
+        raise in_init("namespaces", "error joining the container's namespaces: setns", e) from e
 
 
 def _join_cgroup(job: Job) -> None:
@@ -261,13 +317,13 @@ def _join_namespaces(join: dict[int, str]) -> None:
         os.close(fd)
 
 
-def _continue_in_child(job: Job, flags: int) -> None:
+def _continue_in_child(job: Job, flags: int, group: int | None = None) -> None:
     """Forks once more, into the joined pid namespace; the child, the monitor's own, goes on and this one
     exits.
     """
     try:
         # Not os.fork: with CLONE_PARENT the child is the monitor's, which so is the one to reap it.
-        pid, _ = s.clone3(s.CLONE_PARENT | flags)
+        pid, _ = s.clone3(s.CLONE_PARENT | flags, group)
     except OSError as e:
         raise in_init("clone", "unable to clone", e) from e
     if pid:
@@ -455,14 +511,16 @@ def _send_fd(sync: socket, fd: int) -> None:
     sync.sendmsg([b"m"], [(1, 1, fd.to_bytes(4, sys.byteorder))])  # SOL_SOCKET, SCM_RIGHTS
 
 
-def _place_streams(job: Job, slave: int, null: int) -> process.Filter:
-    """Puts the streams and the socket in their places and closes everything else; returns the filter,
-    read.
+def _place_streams(job: Job, slave: int, null: int, keep: tuple[int, ...] = ()) -> process.Filter:
+    """Puts the streams and the socket in their places, `keep` behind them, and closes everything else.
+
+    Returns the seccomp filter, read.
     """
     seccomp = process.Filter()
     if job.seccomp >= 0:
         size = os.fstat(job.seccomp).st_size
         seccomp = process.Filter(os.pread(job.seccomp, size, 0), job.seccomp_flags)
+    high = [fcntl(fd, F_DUPFD_CLOEXEC, SYNC_FD + 1 + len(keep)) for fd in keep]  # out of each other's way
     if slave >= 0:
         sources = (slave, slave, slave)
     else:
@@ -471,15 +529,15 @@ def _place_streams(job: Job, slave: int, null: int) -> process.Filter:
         os.dup2(source, fd, inheritable=True)
     os.dup2(job.sync.fileno(), SYNC_FD, inheritable=False)
     job.sync.detach()
-    s.close_range(SYNC_FD + 1)
+    for fd, source in enumerate(high, SYNC_FD + 1):
+        os.dup2(source, fd, inheritable=False)
+    s.close_range(SYNC_FD + 1 + len(keep))
     return seccomp
 
 
-def _become(spec: dict[str, Any], identity: users.Identity, seccomp: process.Filter, tty: bool) -> NoReturn:
+def _become(prepared: process.Prepared, seccomp: process.Filter, tty: bool) -> NoReturn:
     """Ends in execve."""
     os.setsid()
     if tty:
         console.take(0)
-    spec["capabilities"] = {name: mask(value) for name, value in (spec.get("capabilities") or {}).items()}
-    process.execute(spec, identity, seccomp)
-    raise AssertionError("execute returned")
+    process.execute(prepared, seccomp)

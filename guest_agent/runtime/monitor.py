@@ -104,6 +104,7 @@ class Monitor:
         self._connections: list[Connection] = []
         self._containers: dict[str, Container] = {}
         self.host = Host(self.loop, run, self._announce, lambda: bool(self._connections))
+        self.host.busy = lambda: any(container.init.running for container in self._containers.values())
         self._listener = _listen(os.path.join(run, "monitor.sock"))
         self.loop.add(self._listener.fileno(), READ, self._accept)
 

@@ -15,12 +15,13 @@ import signal
 from guest_agent.kernel import syscalls
 from guest_agent.kernel.syscalls import prctl
 
+from .capabilities import mask
 from .stage import StageError, in_init, strerror
 from .users import Identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
 _ENOENT, _EACCES, _EPERM, _EISDIR, _EINVAL, _ENOTDIR = 2, 13, 1, 21, 22, 20
 _RLIMITS = {
@@ -134,13 +135,12 @@ class Capabilities:
             number += 1
 
 
-def become(identity: Identity, capabilities: Capabilities, may_set_groups: bool = True) -> None:
+def become(identity: Identity, capabilities: Capabilities) -> None:
     """Drops the bounding set and changes the ids, keeping for now the capabilities that are left to do."""
     try:
         capabilities.drop_bounding()
         prctl(syscalls.PR_SET_KEEPCAPS, 1)
-        if may_set_groups:
-            os.setgroups(identity.groups)
+        os.setgroups(identity.groups)
         os.setresgid(identity.gid, identity.gid, identity.gid)
         os.setresuid(identity.uid, identity.uid, identity.uid)
         prctl(syscalls.PR_SET_KEEPCAPS, 0)
@@ -259,33 +259,44 @@ class Filter:
             raise in_init("seccomp", what, e) from e
 
 
-def execute(
-    process: dict[str, Any], identity: Identity, seccomp: Filter, may_set_groups: bool = True
-) -> None:
-    """Becomes `process` (OCI, capabilities as masks). Returns never; raises StageError.
+class Prepared:
+    """A process with everything found out that needs no descriptor and no capability."""
+
+    def __init__(self, process: dict[str, Any], identity: Identity) -> None:
+        """Raises StageError when there is nothing to execute."""
+        self.args: list[str] = process.get("args") or []
+        if not self.args:
+            raise StageError("exec", _EINVAL, "error during container init: args must not be empty")
+        self.identity = identity
+        self.capabilities = Capabilities(
+            {name: mask(value) for name, value in (process.get("capabilities") or {}).items()}
+        )
+        self.no_new_privileges = bool(process.get("noNewPrivileges"))
+        self.limits: list[dict[str, Any]] = process.get("rlimits") or []
+        self.cwd: str = process.get("cwd") or "/"
+        self.environment = environment(process.get("env") or [], identity.home)
+        umask = process.get("user", {}).get("umask")
+        self.umask = 0o022 if umask is None else umask
+
+
+def execute(prepared: Prepared, seccomp: Filter) -> NoReturn:
+    """Becomes the process, or raises StageError.
 
     Descriptors 0, 1, 2 are the process's own, SYNC_FD is close-on-exec, everything else is closed
     (CVE-2024-21626: before the working directory is entered, for /proc/self/fd/N must lead nowhere).
     """
-    capabilities = Capabilities(process.get("capabilities") or {})
-    no_new_privileges = bool(process.get("noNewPrivileges"))
-    args = process.get("args") or []
-    if not args:
-        raise StageError("exec", _EINVAL, "error during container init: args must not be empty")
-    set_rlimits(process.get("rlimits") or [])
-    own_stdio(identity.uid)
-    cwd = process.get("cwd") or "/"
-    entered = enter_directory(cwd, final=False)
-    become(identity, capabilities, may_set_groups)
+    capabilities = prepared.capabilities
+    set_rlimits(prepared.limits)
+    own_stdio(prepared.identity.uid)
+    entered = enter_directory(prepared.cwd, final=False)
+    become(prepared.identity, capabilities)
     if not entered:
-        enter_directory(cwd, final=True)
-    env = environment(process.get("env") or [], identity.home)
-    program = find_executable(args[0], env.get("PATH", ""))
-    umask = process.get("user", {}).get("umask")
-    os.umask(0o022 if umask is None else umask)
+        enter_directory(prepared.cwd, final=True)
+    program = find_executable(prepared.args[0], prepared.environment.get("PATH", ""))
+    os.umask(prepared.umask)
     os.write(SYNC_FD, b"x")  # all is well so far: what follows is execve, or an error
     try:
-        if no_new_privileges:
+        if prepared.no_new_privileges:
             prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
             capabilities.apply()
             seccomp.load()
@@ -295,8 +306,8 @@ def execute(
     except OSError as e:
         raise in_init("capabilities", "unable to apply caps", e) from e
     try:
-        os.execve(program, args, env)
+        os.execve(program, prepared.args, prepared.environment)
     except OSError as e:
         raise StageError("exec", e.errno or 0, f"exec {program}: {strerror(e)}") from e
     except ValueError as e:  # a null byte in an argument or a variable
-        raise StageError("exec", _EINVAL, f'exec: "{args[0]}": {e}') from e
+        raise StageError("exec", _EINVAL, f'exec: "{prepared.args[0]}": {e}') from e
