@@ -479,3 +479,46 @@ def test_only_what_is_needed_is_imported(driver: Driver) -> None:
         for name in ("_ssl", "_hashlib", "_asyncio", "_sqlite3", "_datetime", "msgspec")
         if f"/{name}." in maps
     ]
+
+
+def test_spare_launch_child(tmp_path: Path) -> None:
+    """One stands by while a container runs, takes the next exec, is replaced when it dies, and goes in the
+    end.
+    """
+
+    def children(monitor: int) -> list[int]:
+        return [int(pid) for pid in Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()]
+
+    async def body(runtime: Runtime) -> None:
+        monitor = monitor_pid(runtime.roots)
+        assert children(monitor) == []
+        container = await runtime.start("sleep", "60")
+        init = runtime.monitor.running()[container].pid
+
+        async def spare() -> int:
+            for _ in range(200):
+                others = [pid for pid in children(monitor) if pid != init]
+                if others:
+                    return others[0]
+                await asyncio.sleep(0.01)
+            raise AssertionError("no spare")
+
+        for _ in range(3):
+            standing_by = await spare()
+            assert (await runtime.exec(container, "echo", "by the spare")).out == "by the spare\n"
+            assert await asyncio.to_thread(gone, standing_by)
+        os.kill(await spare(), signal.SIGKILL)
+        results = await asyncio.gather(*(runtime.exec(container, "sh", "-c", f"exit {n}") for n in range(5)))
+        assert [result.code for result in results] == list(range(5))
+        result = await runtime.exec(
+            container, "cat", "/proc/self/cgroup", "/proc/self/status", user={"name": "alice"}
+        )
+        assert f"{PARENT}/{container}" in result.out
+        assert "Uid:\t1000" in result.out
+        standing_by = await spare()
+        await runtime.monitor.kill(container, 9)
+        await runtime.wait(container)
+        assert await asyncio.to_thread(gone, standing_by)
+        assert children(monitor) == []
+
+    alone(tmp_path, body)
