@@ -70,6 +70,9 @@ class Metadata:
                     "Use the newer Wherry that made it.",
                 )
             self._reader = self._connect()
+            self._log = os.open(
+                f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC
+            )  # there as long as we are connected
         except sqlite3.DatabaseError as e:
             raise InternalError(f"{path}: {e}", "The image store's database is damaged.") from e
 
@@ -87,14 +90,13 @@ class Metadata:
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._reader.close()
             self._writer.close()
+            os.close(self._log)
 
     @contextmanager
     def transaction(self, durable: bool = False) -> Iterator[sqlite3.Connection]:
         """A write transaction, rolled back when the body raises. Unavailable when the disk is full."""
         with self._lock:
             try:
-                if durable:
-                    self._writer.execute("PRAGMA synchronous=FULL")
                 self._writer.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._writer
@@ -104,13 +106,14 @@ class Metadata:
                 self._writer.execute("COMMIT")
             except sqlite3.OperationalError as e:
                 raise Unavailable(f"{self.path}: {e}", "Free space below the data root and try again.") from e
-            finally:
-                if durable:
-                    self._writer.execute("PRAGMA synchronous=NORMAL")
             self._small += 1
             checkpoint = durable or self._small >= _CHECKPOINT_AFTER
             if checkpoint:
                 self._small = 0
+        if durable:
+            # Not SQLite's own synchronous=FULL, which would keep other writers, such as a container's start,
+            # waiting for the disk.
+            os.fsync(self._log)
         if checkpoint:
             threading.Thread(target=self._checkpoint, name="images-checkpoint", daemon=True).start()
 
