@@ -203,26 +203,9 @@ FILES = {
     "/etc/resolv.conf": "nameserver 10.0.2.3\n",
     "/etc/os-release": f'NAME=Wherry\nID=wherry\nID_LIKE=debian\nPRETTY_NAME="Wherry VM (Debian {SUITE})"\n',
 }
-# Mount points; the root is read-only.
-DIRECTORIES = (
-    "dev",
-    "proc",
-    "sys",
-    "run",
-    "tmp",
-    "root",
-    "mnt",
-    "etc",
-    "var/lib/wherry",
-    "usr/lib/wherry",
-    "shares",
-)
+# Mount points and links of the image; the guest's init makes those of "/", which is a tmpfs.
+DIRECTORIES = ("usr/lib/wherry", "etc")
 LINKS = {
-    "bin": "usr/bin",
-    "sbin": "usr/sbin",
-    "lib": "usr/lib",
-    "var/run": "/run",
-    "var/tmp": "/tmp",
     # The agent's code is handed over by the host at boot and bound to /usr/lib/wherry.
     f"usr/lib/python{PYTHON}/guest_agent": "/usr/lib/wherry/guest_agent",
 }

@@ -42,8 +42,6 @@ class Root:
             self._write(path, text.encode())
         for path, to in recipe.LINKS.items():
             os.symlink(to, self._to(path))
-        if self.arch.loader.startswith("/usr/lib64/"):
-            os.symlink("usr/lib64", self._to("lib64"))
         self._write("/usr/sbin/modprobe", init, 0o755)
         self._modules(modules)
 

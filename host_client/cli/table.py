@@ -123,7 +123,7 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
             "resize": ("machine", "RESIZE", "Make the data disk of a stopped machine larger"),
             "restart": ("machine", "RESTART", "Restart a machine"),
             "rm": ("machine", "REMOVE", "Remove machines with all their data"),
-            "set": ("machine", "SET", "Change the CPUs, memory or disk of a stopped machine"),
+            "set": ("machine", "SET", "Change the CPUs, memory, disk or shared folders of a stopped machine"),
             "start": ("machine", "START", "Boot a machine"),
             "status": ("machine", "STATUS", "Tell whether a machine runs, and how"),
             "stop": ("machine", "STOP", "Stop a machine"),

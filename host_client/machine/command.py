@@ -15,6 +15,7 @@ Flag = tuple[str, ...]
 # Places on the PCI bus. The control channel is first, which makes it /dev/vport0p1 in the guest; disks keep
 # their order.
 SLOT_CONTROL, SLOT_ROOT, SLOT_DATA, SLOT_NET, SLOT_RNG, SLOT_BALLOON = 1, 2, 3, 4, 5, 6
+SLOT_SHARES = 8  # and on: at most 16 of them
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Machine:
     files: Files
     channels: dict[str, Channel]  # qmp, control, console, ports
     guest_port: int  # of the engine API
+    shares: tuple[str, ...] = ()  # folders of the host
     kernel_words: tuple[str, ...] = field(default=())
 
 
@@ -154,6 +156,7 @@ def flags(platform: Platform, machine: Machine) -> list[Flag]:
         *_disks(machine.files),
         *_network(machine),
         *_rest(),
+        *_shares(machine.shares),
     ]
 
 
@@ -209,6 +212,20 @@ def _rest() -> list[Flag]:
          "-device", f"virtio-rng-pci,rng=rng,addr={SLOT_RNG}"),
         ("the guest reports free pages, which leave QEMU's memory",
          "-device", f"virtio-balloon-pci,addr={SLOT_BALLOON},free-page-reporting=on,deflate-on-oom=on"),
+    ]  # fmt: skip
+
+
+def share_tag(index: int) -> str:
+    """The name by which the guest mounts a shared folder."""
+    return f"share{index}"
+
+
+def _shares(folders: tuple[str, ...]) -> list[Flag]:
+    return [
+        ("a folder of the host, with the rights of this user and nobody else's",
+         "-fsdev", f"local,id={share_tag(i)},path={_escape(folder)},security_model=none,multidevs=remap",
+         "-device", f"virtio-9p-pci,fsdev={share_tag(i)},mount_tag={share_tag(i)},addr={SLOT_SHARES + i}")
+        for i, folder in enumerate(folders)
     ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ class Config:
     memory: int  # bytes
     disk: int  # bytes the data disk may grow to
     created: float  # seconds since the epoch
+    shares: tuple[str, ...] = ()  # folders of the host
 
     def check(self) -> Config:
         """Itself. Raises MachineError for a size that cannot work."""
@@ -60,7 +61,8 @@ def load(layout: Layout) -> Config:
     """
     try:
         with open(layout.config) as file:
-            return Config(**json.load(file))
+            values = json.load(file)
+            return Config(**values | {"shares": tuple(values.get("shares", ()))})
     except FileNotFoundError:
         raise MachineError(
             f"there is no machine {layout.name}", f"Make it with: wherry machine init {layout.name}"

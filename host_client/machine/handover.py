@@ -13,6 +13,7 @@ import py_compile
 import tempfile
 from collections.abc import Sequence
 
+from host_client.machine import shares
 from host_client.machine.cpio import Cpio
 from host_client.machine.errors import MachineError
 from host_client.machine.image import Image
@@ -22,6 +23,8 @@ from host_client.machine.layout import write_whole
 API_PORT = 2376
 GUEST_ADDRESS = "10.0.2.15"
 HOST_ADDRESS = "10.0.2.2"
+# /tmp may be the host's, shared under its own name.
+ENVIRONMENT = ("PATH=/usr/sbin:/usr/bin", "HOME=/run", "TMPDIR=/run/tmp", "LANG=C.UTF-8")
 PORTS_DEVICE = "/dev/vport0p2"
 PYTHON = "/usr/bin/python{version}"
 # Where the guest keeps what it compiled itself, by version of the code, when the host's Python is another
@@ -52,7 +55,9 @@ def agent_command(version: str, options: Sequence[str]) -> list[str]:
     return [*command, *options]
 
 
-def write_initrd(target: str, image: Image, name: str, tls: str, options: Sequence[str] = ()) -> None:
+def write_initrd(
+    target: str, image: Image, name: str, tls: str, folders: tuple[str, ...] = (), options: Sequence[str] = ()
+) -> None:
     """Writes the initrd to boot with:
 
     the image's, then ours. It holds a private key, so only the user can read it.
@@ -64,7 +69,8 @@ def write_initrd(target: str, image: Image, name: str, tls: str, options: Sequen
         archive.directory(folder)
     archive.file("host/name", name.encode())
     archive.file("host/arguments", "".join(f"{word}\n" for word in command).encode())
-    archive.file("host/environment", b"PATH=/usr/sbin:/usr/bin\nHOME=/root\nLANG=C.UTF-8\n")
+    archive.file("host/shares", shares.for_guest(folders))
+    archive.file("host/environment", "".join(f"{line}\n" for line in ENVIRONMENT).encode())
     for file in FILES:
         if file in ("ca.pem", "server.pem", "server-key.pem"):
             with open(os.path.join(tls, file), "rb") as pem:

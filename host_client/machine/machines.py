@@ -8,15 +8,26 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from host_client.machine import config, control, image, keys, layout, qcow2, system
+from host_client.machine import config, control, image, keys, layout, qcow2, shares, system
 from host_client.machine.config import Config
 from host_client.machine.errors import MachineError
 
 STOP_SECONDS = 60.0  # for the supervisor's own bounded steps
 Progress = Callable[[dict[str, Any]], None]
+
+
+def _shares(folders: Sequence[str] | None) -> tuple[str, ...]:
+    if not shares.supported():
+        if folders:
+            raise MachineError(
+                "folders cannot be shared with a machine on this system", "Copy with: wherry cp"
+            )
+        return ()
+    return shares.check(shares.default_folders() if folders is None else folders)
 
 
 def _ignore(message: dict[str, Any]) -> None:
@@ -33,8 +44,18 @@ class Machine:
     def exists(self) -> bool:
         return os.path.exists(self.layout.config)
 
-    def init(self, picture: image.Image, cpus: int = 0, memory: int = 0, disk: int = 0) -> Config:
-        """Makes the machine; zeros are taken from the host. Raises MachineError when it is there already."""
+    def init(
+        self,
+        picture: image.Image,
+        cpus: int = 0,
+        memory: int = 0,
+        disk: int = 0,
+        folders: Sequence[str] | None = None,
+    ) -> Config:
+        """Makes the machine; zeros are taken from the host, None shares the user's files.
+
+        Raises MachineError when it is there already.
+        """
         if self.exists():
             raise MachineError(
                 f"machine {self.name} exists already", f"Remove it first: wherry machine rm {self.name}"
@@ -46,6 +67,7 @@ class Machine:
             memory=memory or config.default_memory(system.host_memory()),
             disk=disk or config.DISK_DEFAULT,
             created=time.time(),
+            shares=_shares(folders),
         ).check()
         os.makedirs(self.layout.folder, mode=0o700, exist_ok=True)
         keys.make_keys(self.layout.tls, self.name)
@@ -125,6 +147,7 @@ class Machine:
             "Memory": made.memory,
             "Disk": made.disk,
             "Image": made.image,
+            "Shares": list(made.shares),
             "Created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(made.created)),
             "DataDisk": self.layout.disk,
             "ConsoleLog": self.layout.console,
@@ -132,12 +155,18 @@ class Machine:
             "State": self.status(),
         }
 
-    def set(self, cpus: int = 0, memory: int = 0, disk: int = 0) -> Config:
-        """Changes the sizes of a stopped machine; zeros stay as they are. Raises MachineError."""
+    def set(
+        self, cpus: int = 0, memory: int = 0, disk: int = 0, folders: Sequence[str] | None = None
+    ) -> Config:
+        """Changes a stopped machine; zeros and None stay as they are. Raises MachineError."""
         self.must_be_stopped()
         old = config.load(self.layout)
-        new = Config(
-            old.arch, old.image, cpus or old.cpus, memory or old.memory, disk or old.disk, old.created
+        new = replace(
+            old,
+            cpus=cpus or old.cpus,
+            memory=memory or old.memory,
+            disk=disk or old.disk,
+            shares=old.shares if folders is None else _shares(folders),
         )
         if new.disk < old.disk:
             raise MachineError(

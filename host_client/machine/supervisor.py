@@ -100,7 +100,8 @@ class Supervisor:
         if not os.path.exists(os.path.join(self.layout.tls, keys.FILES[-1])):
             keys.make_keys(self.layout.tls, self.layout.name)
         name = "wherry" if self.layout.name == layout.DEFAULT_NAME else f"wherry-{self.layout.name}"
-        handover.write_initrd(self.layout.initrd, picture, name, self.layout.tls)
+        folders = tuple(folder for folder in self.config.shares if os.path.isdir(folder))
+        handover.write_initrd(self.layout.initrd, picture, name, self.layout.tls, folders)
         machine = Machine(
             name=self.layout.name,
             cpus=self.config.cpus,
@@ -110,6 +111,7 @@ class Supervisor:
             ),
             channels=channels.for_qemu(),
             guest_port=handover.API_PORT,
+            shares=folders,
         )
         platform = Platform(sys.platform, self.config.arch, self.accelerator, program.version)
         command = command_line(program.program, flags(platform, machine))

@@ -62,7 +62,7 @@ def test_kernel_command_line(guest: tuple[str, str]) -> None:
 
 def machine(**channels: Channel) -> Machine:
     files = Files("/i/kernel", "/m/initrd", "/i/root.erofs", "/m/a,b.qcow2")
-    return Machine("dev", 4, 2 << 30, files, channels, 2376)
+    return Machine("dev", 4, 2 << 30, files, channels, 2376, ("/Users/me",))
 
 
 ON_A_MAC = """\
@@ -88,6 +88,7 @@ ON_A_MAC = """\
 -netdev user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:0-:2376 -device virtio-net-pci,netdev=net,addr=4,romfile=
 -object rng-builtin,id=rng -device virtio-rng-pci,rng=rng,addr=5
 -device virtio-balloon-pci,addr=6,free-page-reporting=on,deflate-on-oom=on
+-fsdev local,id=share0,path=/Users/me,security_model=none,multidevs=remap -device virtio-9p-pci,fsdev=share0,mount_tag=share0,addr=8
 """
 
 

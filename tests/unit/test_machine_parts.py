@@ -217,3 +217,21 @@ def test_an_accelerator_that_does_not_work_is_found_out_in_time(
     found = accelerator.probe("hvf", emulator, Image(str(tmp_path), {"arch": "amd64"}))
     assert reason in found
     assert bool(found) == bool(reason)
+
+
+def test_shared_folders_are_real_and_not_the_guests_own(tmp_path: Path) -> None:
+    from host_client.machine import shares
+
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert shares.check([str(inner), str(tmp_path / "link")]) == (str(tmp_path / "a"),)
+    for wrong, reason in (
+        ("/", "has its own"),
+        ("/usr/share", "has its own"),
+        (str(tmp_path / "no"), "not a folder"),
+    ):
+        with pytest.raises(MachineError, match=reason):
+            shares.check([wrong])
+    lines = shares.for_guest(("/home/a b", "/tmp")).decode().splitlines()
+    assert [line.split(" ", 3)[::3] for line in lines] == [["9p", "/home/a b"], ["9p", "/tmp"]]

@@ -278,3 +278,27 @@ def test_doctor_looks_at_everything(home: Home) -> None:
     result = home.wherry("machine", "doctor", timeout=120)
     for what in ("VM image", "QEMU", "Accelerator", "Machine default"):
         assert what in result.out
+
+
+def test_folders_of_the_host_are_there_under_their_own_names(running: Home, tmp_path: Path) -> None:
+    project = tmp_path / "my project"
+    project.mkdir()
+    (project / "in").write_text("from the host\n")
+    script = "cat /src/in; echo from the guest > /src/new; mv /src/new /src/out; ln -s out /src/link; chmod 700 /src/out"
+    mount = ("--volume", f"{project}:/src")
+    assert running.docker.ok("run", "--rm", *mount, "busybox", "sh", "-c", script) == "from the host"
+    assert (project / "out").read_text() == "from the guest\n"
+    assert (project / "link").readlink() == Path("out")
+    assert (project / "out").stat().st_mode & 0o777 == 0o700
+    running.docker.ok("run", "-d", "--name", "reader", *mount, "busybox", "sleep", "600")
+    (project / "in").write_text("changed meanwhile\n")
+    assert running.docker.ok("exec", "reader", "cat", "/src/in") == "changed meanwhile"
+    assert running.docker("exec", "reader", "rm", "-rf", "/src").code != 0
+    assert project.is_dir(), "what is shared itself cannot be removed from inside"
+    running.docker.ok("rm", "-f", "reader")
+
+
+def test_what_is_not_shared_is_refused_by_name(running: Home) -> None:
+    refused = running.docker("run", "--rm", "-v", "/not-shared/folder:/x", "busybox", "true")
+    assert refused.code == 125
+    assert "/not-shared/folder" in refused.err

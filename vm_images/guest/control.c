@@ -65,11 +65,6 @@ static s64 carry_out(const char *verb, char **arguments) {
         char *seconds = next_word(arguments), *nanoseconds = next_word(arguments);
         return set_clock(seconds, nanoseconds);
     }
-    if (equal(verb, "mount")) {
-        char *type = next_word(arguments), *tag = next_word(arguments), *target = next_word(arguments);
-        char *options = next_word(arguments);
-        return target ? mount_share(type, tag, target, options) : -EINVAL;
-    }
     if (equal(verb, "grow"))
         return grow_data();
     if (equal(verb, "trim"))

@@ -31,15 +31,29 @@ static void bind_read_only(const char *source, const char *target) {
     need_mount(NULL, target, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | MNT_FLAGS, NULL);
 }
 
+/* "/" itself is a small tmpfs, so that any folder of the host can be mounted under its own name; programs are on the
+ * image's file system alone, which nobody can write. */
 void mount_root(void) {
+    static const char *const folders[] = {"image", "usr", "etc", "dev", "proc", "sys", "run", "tmp", "root",
+                                          "var", "var/lib", "var/lib/wherry"};
+    static const char *const links[][2] = {{"usr/bin", "bin"}, {"usr/sbin", "sbin"}, {"usr/lib", "lib"},
+                                           {"usr/lib64", "lib64"}, {"/run", "var/run"}, {"/run/tmp", "var/tmp"}};
     need_directory("/root");
-    need_mount(ROOT_DISK, "/root", "erofs", MS_RDONLY | MNT_FLAGS, NULL);
+    need_mount("root", "/root", "tmpfs", MNT_FLAGS, "mode=0755,size=4m");
+    sys(chdir, "/root");
+    for (u64 i = 0; i < COUNT(folders); i++)
+        need_directory(folders[i]);
+    for (u64 i = 0; i < COUNT(links); i++)
+        sys(symlinkat, links[i][0], AT_FDCWD, links[i][1]);
+    need_mount(ROOT_DISK, "image", "erofs", MS_RDONLY | MNT_FLAGS, NULL);
+    need_mount("image/usr", "usr", NULL, MS_BIND, NULL);
+    need_mount("image/etc", "etc", NULL, MS_BIND, NULL);
     need_mount("dev", "/root/dev", "devtmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755");
     need_mount("run", "/root/run", "tmpfs", MNT_FLAGS, "mode=0755");
     need_directory("/root/run/host");
+    need_directory("/root/run/tmp");
     bind_read_only("/host", "/root/run/host");
     bind_read_only("/agent", "/root/usr/lib/wherry");
-    sys(chdir, "/root");
     need_mount(".", "/", NULL, MS_MOVE, NULL);
     s64 result = sys(chroot, ".");
     if (result < 0)
@@ -141,9 +155,31 @@ void unmount_data(void) {
     }
 }
 
-s64 mount_share(const char *type, const char *tag, const char *target, const char *options) {
-    s64 result = sys(mkdirat, AT_FDCWD, target, 0755);
-    if (result < 0 && result != -EEXIST)
-        return result;
-    return mount(tag, target, type, MS_NODEV | MS_NOSUID, options);
+static void make_folders_to(char *path) {
+    for (char *at = path + 1; *at; at++)
+        if (*at == '/') {
+            *at = 0;
+            sys(mkdirat, AT_FDCWD, path, 0755);
+            *at = '/';
+        }
+    sys(mkdirat, AT_FDCWD, path, 0755);
+}
+
+/* One folder of the host a line: type, tag, options, and the path, which may have spaces in it. */
+void mount_shares(void) {
+    static char text[16384];
+    s64 size = read_file("/run/host/shares", text, sizeof text);
+    if (size < 0)
+        fail("cannot read what the host handed over", "/run/host/shares", size);
+    for (char *cursor = text, *line; (line = next_line(&cursor));) {
+        char *type = next_word(&line), *tag = next_word(&line), *options = next_word(&line);
+        if (!options || *line != '/')
+            continue;
+        make_folders_to(line);
+        s64 result = mount(tag, line, type, MS_NODEV | MS_NOSUID, options);
+        if (result < 0)
+            log_line("cannot mount the shared folder ", line, decimal(result));
+    }
+    /* What is not shared cannot be made up by a container's mount: that would hide the mistake. */
+    mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MNT_FLAGS, NULL);
 }

@@ -10,8 +10,8 @@
 enum { CLOCK_MONOTONIC = 1, SIGNAL_SET = 8, READY_FD = 3, STOP_SECONDS = 10, WORDS = 64 };
 #define MODULES "/usr/lib/modules"
 
-static s64 agent, ready = -1;
-static int stopping;
+static s64 agent, helper, ready = -1;
+static int answering, stopping;
 static char host_arguments[4096], host_environment[4096], host_name[128];
 
 /* What the kernel's defaults are too small for: databases map many areas, watchers watch many files. */
@@ -109,12 +109,17 @@ static void start_agent(void) {
     ready = ends[0];
 }
 
+static void tell_ready(void) {
+    if (answering && !helper)
+        control_say("ready ", decimal((s64)milliseconds()));
+}
+
 static void agent_ready(void) {
     char text[16];
-    if (sys(read, ready, text, sizeof text) > 0)
-        control_say("ready ", decimal((s64)milliseconds()));
+    answering = sys(read, ready, text, sizeof text) > 0;
     sys(close, ready);
     ready = -1;
+    tell_ready();
 }
 
 /* Whether there are still children; processes whose parents end become init's, so none means no process at all. */
@@ -122,7 +127,10 @@ static int reap(void) {
     int status;
     s64 child;
     while ((child = sys(wait4, -1, &status, WNOHANG, NULL)) > 0)
-        if (child == agent) {
+        if (child == helper) {
+            helper = 0;
+            tell_ready();
+        } else if (child == agent) {
             agent = 0;
             control_say("agent-exit ", decimal(status_of(status)));
             log_line("the agent ended with status ", decimal(status_of(status)), "");
@@ -167,11 +175,16 @@ static void __attribute__((noreturn)) serve(int children) {
     power_off();
 }
 
-/* Modules nobody waits for yet, loaded beside the starting agent; the kernel lets a request for one of them wait. */
-static void load_rest(void) {
-    if (sys(clone, 17 /* SIGCHLD */, 0, 0, 0, 0))
+/* Done beside the starting agent: shared folders, which the machine is not ready without, and modules that are needed
+ * soon (the kernel lets a request for one of them wait). */
+static void help(void) {
+    helper = sys(clone, 17 /* SIGCHLD */, 0, 0, 0, 0);
+    if (!helper)
+        mount_shares();
+    else if (sys(clone, 17 /* SIGCHLD */, 0, 0, 0, 0))
         return;
-    load_modules(MODULES, "later");
+    else
+        load_modules(MODULES, "later");
     for (;;)
         sys(exit_group, 0);
 }
@@ -199,7 +212,7 @@ static int boot(void) {
     make_folders();
     stage("data");
     start_agent();
-    load_rest();
+    help();
     serve(children);
 }
 

@@ -18,6 +18,7 @@ void mount_data(void);    /* formatted at its first use, grown when the disk was
 s64 grow_data(void);
 s64 trim_data(void);
 void unmount_data(void);
+void mount_shares(void);  /* folders of the host, under their own names */
 
 /* net.c */
 void set_up_network(void);
@@ -34,4 +35,3 @@ void stage(const char *name); /* tells how far the boot is */
 
 /* init.c, for control.c */
 void power_off_wanted(void);
-s64 mount_share(const char *type, const char *tag, const char *target, const char *options);

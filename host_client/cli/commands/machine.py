@@ -29,6 +29,7 @@ SIZE_FLAGS = (
     ("cpus", "", "int", "Number of processors"),
     ("memory", "m", "bytes", "Memory, such as 4g"),
     ("disk", "", "bytes", "What the data disk may grow to, such as 100g"),
+    ("share", "", "list", "Folder of this computer that containers can mount (default: yours and /tmp)"),
 )
 FORCE_FLAG = ("force", "f", "bool", "Do not ask for confirmation")
 
@@ -67,12 +68,17 @@ def boot(machine: machines.Machine) -> None:
     tell(f"Machine {machine.name} is running; its engine: unix://{status['socket']}")
 
 
+def _folders(parsed: Parsed) -> list[str] | None:
+    """Folders to share; None when nothing was said of them, an empty --share shares nothing."""
+    return [folder for folder in parsed["share"] if folder] if "share" in parsed.given else None
+
+
 @guarded
 def init(session: Session, parsed: Parsed) -> int:
     """`wherry machine init`."""
     picture = image.install(parsed["image"]) if parsed["image"] else vm.provide_image(tell, parsed["arch"])
     machine = named(parsed)
-    made = machine.init(picture, parsed["cpus"], parsed["memory"], parsed["disk"])
+    made = machine.init(picture, parsed["cpus"], parsed["memory"], parsed["disk"], _folders(parsed))
     tell(
         f"Machine {machine.name}: {made.cpus} CPUs, {units.binary_size(made.memory)} of memory, "
         f"a disk of at most {units.binary_size(made.disk)}"
@@ -227,9 +233,9 @@ LOGS = Command(
 @guarded
 def change(session: Session, parsed: Parsed) -> int:
     """`wherry machine set`."""
-    if not parsed.given & {"cpus", "memory", "disk"}:
-        raise CliError("nothing to change", "give --cpus, --memory or --disk")
-    named(parsed).set(parsed["cpus"], parsed["memory"], parsed["disk"])
+    if not parsed.given & {"cpus", "memory", "disk", "share"}:
+        raise CliError("nothing to change", "give --cpus, --memory, --disk or --share")
+    named(parsed).set(parsed["cpus"], parsed["memory"], parsed["disk"], _folders(parsed))
     return 0
 
 
