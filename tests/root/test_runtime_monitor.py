@@ -426,7 +426,8 @@ def test_nothing_is_left_of_failures(driver: Driver) -> None:
         with pytest.raises(LaunchError):
             driver.start("true", **more)
     assert os.listdir(driver.runtime.roots.run_path("containers")) == []
-    assert len(os.listdir(f"/proc/{monitor_pid(driver.runtime.roots)}/fd")) == open_before
+    # A spare launch child for execs may come or go meanwhile: a socket and a pidfd.
+    assert abs(len(os.listdir(f"/proc/{monitor_pid(driver.runtime.roots)}/fd")) - open_before) <= 2
     assert driver.runtime.monitor.running() == {}
 
 
@@ -447,7 +448,7 @@ def test_descriptors_and_memory_are_given_back(tmp_path: Path) -> None:
         for _ in range(40):
             await cycle()
         later = await asyncio.to_thread(usage)
-        assert later[0] == descriptors
+        assert later[0] <= descriptors + 2  # those of a spare launch child that is just going
         assert later[1] < memory + 700
 
     alone(tmp_path, body)
@@ -507,7 +508,12 @@ def test_spare_launch_child(tmp_path: Path) -> None:
             standing_by = await spare()
             assert (await runtime.exec(container, "echo", "by the spare")).out == "by the spare\n"
             assert await asyncio.to_thread(gone, standing_by)
-        os.kill(await spare(), signal.SIGKILL)
+        victim = await spare()
+        os.kill(victim, signal.SIGKILL)
+        for _ in range(500):
+            if victim not in children(monitor):
+                break
+            await asyncio.sleep(0.01)
         results = await asyncio.gather(*(runtime.exec(container, "sh", "-c", f"exit {n}") for n in range(5)))
         assert [result.code for result in results] == list(range(5))
         result = await runtime.exec(
