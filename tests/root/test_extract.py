@@ -135,12 +135,21 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("format", ["gnu", "pax"])
 def test_extracts_as_gnu_tar_does(format: str, tree: Path, tmp_path: Path) -> None:
-    create = ["tar", "--create", f"--format={format}", "--sparse", "--sort=name", "-C", tree, "."]
+    create: list[str | Path] = [
+        "tar",
+        "--create",
+        f"--format={format}",
+        "--sparse",
+        "--sort=name",
+        "-C",
+        tree,
+        ".",
+    ]
     if format == "pax":
         create[2:2] = ["--xattrs", "--xattrs-include=*"]
     data = subprocess.run(create, check=True, capture_output=True).stdout
     (tmp_path / "gnu").mkdir()
-    command = [
+    command: list[str | Path] = [
         "tar",
         "--extract",
         "--xattrs",

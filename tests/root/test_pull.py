@@ -387,13 +387,13 @@ def test_nothing_there(store: ImageStore, faulty: FaultyRegistry, plain_registry
     assert (
         refused(store, name, NotFound) == f"manifest for {name} not found: manifest unknown: manifest unknown"
     )
-    faulty.fault = lambda request: request.error(404, "NAME_UNKNOWN", "repository name not known") or True
+    faulty.fault = lambda request: request.error(404, "NAME_UNKNOWN", "repository name not known")
     name = f"{faulty.address}/thing"
     assert (
         refused(store, name, NotFound)
         == f"repository {name} not found: name unknown: repository name not known"
     )
-    faulty.fault = lambda request: request.error(403, "DENIED", "no entry\x1b[2J") or True
+    faulty.fault = lambda request: request.error(403, "DENIED", "no entry\x1b[2J")
     assert refused(store, name, NotFound).endswith("'docker login': denied: no entry [2J")
 
 

@@ -39,10 +39,11 @@ class Request(BaseHTTPRequestHandler):
         if length is not None:
             self.close_connection = True
 
-    def error(self, status: int, code: str, message: str = "", **headers: str) -> None:
-        """A refusal as the distribution specification has it."""
+    def error(self, status: int, code: str, message: str = "", **headers: str) -> bool:
+        """A refusal as the distribution specification has it; true, so that it can be a whole fault."""
         body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()
         self.send(status, body, None, Content_Type="application/json", **headers)
+        return True
 
     def do_GET(self) -> None:
         self.server.registry.answer(self)

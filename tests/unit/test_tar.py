@@ -19,7 +19,7 @@ from guest_agent.images import tar
 from guest_agent.images.tar import Entry, TarError, TarReader, TarWriter
 
 component = st.text(
-    st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=40
+    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=40
 ).filter(lambda text: text not in (".", ".."))
 path = st.lists(component, min_size=1, max_size=8).map("/".join)
 identity = st.one_of(st.integers(0, 0o7777777), st.integers(0, 2**32 - 2))
@@ -283,7 +283,7 @@ def test_sparse_files_of_gnu_tar(version: str, islands: int, tmp_path: Path) -> 
         file.truncate(5 << 20)
     (tmp_path / "z-next").write_text("next")
     names = [source.name, "z-next"]
-    command = ["tar", "--create", "--sparse", *SPARSE[version], "-C", tmp_path, *names]
+    command: list[str | Path] = ["tar", "--create", "--sparse", *SPARSE[version], "-C", tmp_path, *names]
     archive = subprocess.run(command, check=True, capture_output=True).stdout
     assert len(archive) < 2 << 20
     [(entry, stored), (following, _)] = read(archive, 777)
@@ -314,7 +314,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("format", ["v7", "oldgnu", "gnu", "ustar", "pax"])
 def test_trees_of_gnu_tar(format: str, tree: Path) -> None:
-    command = ["tar", "--create", f"--format={format}", "--sort=name", "-C", tree, "."]
+    command: list[str | Path] = ["tar", "--create", f"--format={format}", "--sort=name", "-C", tree, "."]
     archive = subprocess.run(command, capture_output=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive), encoding="utf-8", errors="surrogateescape") as oracle:
         wanted = [(member.name.rstrip("/"), member.type.decode(), member.linkname) for member in oracle]
