@@ -56,8 +56,8 @@ class Engine:
 
     async def stop_containers(self) -> None:
         """Stops what runs; with live-restore containers run on."""
+        self.containers.stopping = True
         if self._starting is not None:
-            self._starting.cancel()
             await asyncio.wait((self._starting,))
         if not self.config.live_restore:
             await restore.stop_all(self, float(self.config.shutdown_timeout))

@@ -135,13 +135,13 @@ def check_running(container: Container, name: str) -> None:
         raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
 
 
-def create(engine: Engine, item: Exec, name: str) -> None:
+async def create(engine: Engine, item: Exec, name: str) -> None:
     """Enters an exec for a container called `name` by the user. Raises Conflict, InvalidParameter."""
     check_running(item.container, name)
     if not item.command or not item.command[0]:
         raise InvalidParameter("No exec command specified")
     if item.user:
-        _check_user(item)
+        await asyncio.to_thread(_check_user, item)
     engine.containers.execs.add(item)
     _publish(engine, item, f"exec_create: {_words(item)}")
 

@@ -119,7 +119,7 @@ async def probe(engine: Engine, container: Container, seconds: float) -> tuple[i
     output = _Output(ours)
     reader = asyncio.get_running_loop().create_task(output.read())
     try:
-        execs.create(engine, item, container.id)
+        await execs.create(engine, item, container.id)
         await execs.run(engine, item, [Attachment(theirs.detach())])
         try:
             async with asyncio.timeout(seconds):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNKNOWN_EXIT = 255
+RETRY_SECONDS = 1.0
 KILLED_EXIT = 128 + signals.KILL
 _tasks: set[asyncio.Task[None]] = set()
 
@@ -81,8 +82,14 @@ async def _forget_exec(engine: Engine, id: str, exec_id: str) -> None:
 
 async def lost(engine: Engine) -> None:
     """The monitor died and its containers with it: says so, and goes on with a new monitor."""
-    engine.monitor = await connect(engine)
     now = time.time()
+    while True:
+        try:
+            engine.monitor = await connect(engine)
+            break
+        except EngineError as error:
+            log.error("no new monitor, trying again: %s", error.message)
+            await asyncio.sleep(RETRY_SECONDS)
     for container in engine.containers:
         if container.state.running and not container.state.restarting:
             await _gone(engine, container, KILLED_EXIT, now, "killed: the container's monitor ended")
@@ -240,7 +247,7 @@ async def start_wanted(engine: Engine) -> None:
         and container.record.started_before
         and starts_with_agent(container.host_config.restart_policy, container.record.manually_stopped)
     }
-    while waiting:
+    while waiting and not engine.containers.stopping:
         ready = [each for each in waiting.values() if not _needs(engine, each).intersection(waiting)]
         ready = ready or list(waiting.values())  # they wait for each other: their starts will say so
         for container in ready:
@@ -268,7 +275,6 @@ async def stop_all(engine: Engine, seconds: float) -> None:
     """Stops every container that runs, as the engine's end demands; restart policies are for the next
     start.
     """
-    engine.containers.stopping = True
     for container in engine.containers:
         signalling.cancel_restart(container)
     running = [container for container in engine.containers if container.state.running]
@@ -291,7 +297,7 @@ async def let_go(engine: Engine) -> None:
         signalling.cancel_restart(container)
         health.stop(container)
     await engine.containers.releases.wait()
-    if any(container.state.running for container in engine.containers):
-        await engine.monitor.close()
-    else:
+    try:
         await engine.monitor.shutdown()
+    except EngineError:  # something runs on (live-restore, or what could not be killed), or it is gone
+        await engine.monitor.close()

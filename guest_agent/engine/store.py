@@ -44,6 +44,7 @@ class Store:
         self._durable = False
         self._waiters: list[asyncio.Future[None]] = []
         self._scheduled = False
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._db = self._thread.submit(self._open).result()
 
@@ -105,7 +106,7 @@ class Store:
             )
 
     def _schedule(self) -> None:
-        if not self._scheduled:
+        if not self._scheduled and not self._closed:
             self._scheduled = True
             self._thread.submit(self._commit)
 
@@ -151,7 +152,8 @@ class Store:
         await asyncio.wrap_future(self._thread.submit(lambda: None))
 
     def close(self) -> None:
-        """Writes what is pending and closes the database; usable without an event loop."""
+        """Writes what is pending and closes the database; what is posted later is lost."""
+        self._closed = True
         self._thread.submit(self._db.close).result()
         self._thread.shutdown()
 

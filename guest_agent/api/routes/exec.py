@@ -44,7 +44,7 @@ def register(router: Router, engine: Engine) -> None:
             detach_keys=keys,
             console_size=body.console_size if request.version >= (1, 42) else None,
         )
-        execs.create(engine, item, name)
+        await execs.create(engine, item, name)
         return Response(201, {"Id": item.id})
 
     async def start(request: Request) -> Response | None:
