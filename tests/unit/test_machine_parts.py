@@ -156,7 +156,7 @@ def test_accelerators_that_could_work(host: tuple[str, str], guest: str, expecte
 
 def program(folder: Path, name: str, text: str) -> None:
     path = folder / name
-    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.write_text(f"#!/bin/bash\n{text}\n")  # dash knows descriptors of one digit only
     path.chmod(0o755)
 
 
