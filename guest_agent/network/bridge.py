@@ -83,6 +83,12 @@ def ensure(bridge: Bridge) -> int:
         return index
 
 
+def exists(name: str) -> bool:
+    """Whether there is a link of that name."""
+    with Netlink() as kernel:
+        return netlink.get_link(kernel, name) is not None
+
+
 def addresses(name: str) -> list[Interface]:
     """The addresses of a link; none when it does not exist."""
     with Netlink() as kernel:

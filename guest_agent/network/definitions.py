@@ -132,11 +132,13 @@ class Definitions:
                 labels=dict(spec.labels),
             )
             segment = Segment(network)
+            found = bridge.exists(segment.bridge.name)
             try:
                 bridge.ensure(segment.bridge)
                 self._store.save(network)
             except BaseException as error:
-                bridge.remove(segment.bridge.name)
+                if not found:
+                    bridge.remove(segment.bridge.name)
                 if isinstance(error, OSError):
                     raise InternalError(f"cannot create the bridge of network {spec.name}: {error}")
                 raise

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from guest_agent.errors import InternalError
 from guest_agent.kernel import netns
 from guest_agent.network import coexist, naming
-from guest_agent.network.types import EndpointConfig, PortBinding, Sandbox, SandboxState
+from guest_agent.network.types import EndpointConfig, Link, NetworkSpec, PortBinding, Sandbox, SandboxState
 from tests.support.network import TCP_ECHO, UDP_ECHO, NetworkEngine, ask, end_proxy, output
 
 pytestmark = pytest.mark.root
@@ -100,9 +101,7 @@ def test_containers_reach_each_other_unless_icc_is_off(engine: NetworkEngine) ->
 
 
 def test_without_icc_containers_do_not_reach_each_other(tmp_path: Path) -> None:
-    with NetworkEngine(tmp_path) as engine:
-        engine.run(engine.manager.close())
-        engine.manager = engine.new_manager(icc=False)
+    with NetworkEngine(tmp_path, icc=False) as engine:
         one, two = engine.attach("one"), engine.attach("two")
         engine.serve(two, TCP_ECHO, port=80)
         assert engine.ask(one, address(two), 80) in ("timeout", "refused")
@@ -372,3 +371,61 @@ def test_forward_policy_of_others_is_no_hindrance(engine: NetworkEngine) -> None
         assert iptables("-S").splitlines()[3:] == ["-A FORWARD -s 192.0.2.1/32 -j DROP"]
     finally:
         os.close(fd)
+
+
+def test_links_name_other_containers(engine: NetworkEngine) -> None:
+    db = engine.attach("db")
+    engine.attach("web", links=(Link(db.container_id, ("store", "db-host", "db")),))
+    hosts = (engine.base / "web" / "hosts").read_text()
+    assert f"{address(db)}\tstore db-host db\n" in hosts
+
+
+def test_default_bridge_as_configured(tmp_path: Path) -> None:
+    with NetworkEngine(
+        tmp_path,
+        bip="10.125.0.1/24",
+        fixed_cidr="10.125.0.128/25",
+        default_gateway="10.125.0.99",
+        mtu=1400,
+        dns=("192.0.2.7",),
+        host_gateway_ip="192.0.2.8",
+    ) as engine:
+        box = engine.attach("box", extra_hosts=("gate:host-gateway",))
+        assert ip_address(address(box)) in ip_network("10.125.0.128/25")
+        assert engine.inside(box, "ip", "route").startswith("default via 10.125.0.99 dev eth0")
+        assert "mtu 1400" in engine.inside(box, "ip", "link", "show", "eth0")
+        assert "192.0.2.8\tgate\n" in (engine.base / "box" / "hosts").read_text()
+        assert "nameserver 192.0.2.7\n" in (engine.base / "box" / "resolv.conf").read_text()
+
+
+def test_without_a_default_bridge(tmp_path: Path) -> None:
+    with NetworkEngine(tmp_path, bridge="none") as engine:
+        box = engine.attach("box")
+        assert list(box.endpoints) == ["none"]
+        assert [line.split()[1] for line in engine.inside(box, "ip", "-o", "link").splitlines()] == ["lo:"]
+
+
+def test_default_subnet_makes_way_for_the_hosts_networks(tmp_path: Path) -> None:
+    pools = (("10.126.0.0/15", 16),)
+    with NetworkEngine(tmp_path, default_address_pools=pools) as engine:
+        assert engine.manager.get("bridge").ipam[0].subnet == "10.126.0.0/16"
+        engine.run(engine.manager.close())
+        output("ip", "route", "add", "10.126.7.0/24", "dev", "lo")
+        try:
+            engine.manager = engine.new_manager(default_address_pools=pools)
+            assert engine.manager.get("bridge").ipam[0].subnet == "10.127.0.0/16"
+        finally:
+            output("ip", "route", "delete", "10.126.7.0/24", "dev", "lo")
+
+
+def test_a_link_that_is_no_bridge_is_an_error(tmp_path: Path) -> None:
+    with NetworkEngine(tmp_path) as engine:
+        output("ip", "link", "add", "wherry-nobr", "type", "veth", "peer", "wherry-peer")
+        try:
+            options = {"com.docker.network.bridge.name": "wherry-nobr"}
+            with pytest.raises(InternalError, match="the interface wherry-nobr exists and is no bridge"):
+                engine.run(engine.manager.create(NetworkSpec("net", options=options)))
+            assert "wherry-nobr" in os.listdir("/sys/class/net")
+            assert [network.name for network in engine.manager.networks()] == ["bridge", "host", "none"]
+        finally:
+            output("ip", "link", "delete", "wherry-nobr")

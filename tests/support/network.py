@@ -49,14 +49,14 @@ while True:
 class NetworkEngine:
     """A NetworkManager with roots of its own, and helpers to act inside its sandboxes."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, **config: Any) -> None:
         self.roots = Roots(str(base / "data"), str(base / "run"))
         self.base = base
         for path in (self.roots.data, self.roots.run):
             os.makedirs(path, exist_ok=True)
         self.loop = asyncio.new_event_loop()
         self.processes: list[subprocess.Popen[str]] = []
-        self.manager = self.new_manager()
+        self.manager = self.new_manager(**config)
 
     def new_manager(self, running: list[SandboxState] | None = None, **config: Any) -> NetworkManager:
         manager = NetworkManager(self.roots, NetworkConfig(**config))
