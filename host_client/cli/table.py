@@ -135,7 +135,7 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
             "logs": ("engine", "LOGS", "Show the engine's log"),
             "serve": ("engine", "SERVE", "Run an engine in the foreground"),
             "status": ("engine", "STATUS", "Tell whether the engine runs, and where"),
-            "stop": ("engine", "STOP", "Stop the engine; containers go on running"),
+            "stop": ("engine", "STOP", "Stop the engine and what runs in it"),
         },
     ),
 }

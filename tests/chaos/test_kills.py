@@ -310,6 +310,21 @@ def test_killed_during_load(own_engine: OurEngine, image: Callable[[str], Image]
     assert "Debian" in engine.docker.ok("run", "--rm", "debian:stable", "cat", "/etc/os-release")
 
 
+def test_live_restore(start_engine: Callable[..., OurEngine], image: Callable[[str], Image]) -> None:
+    """With it an orderly stop leaves containers alone, as a crash does anyway."""
+    engine = start_engine("--live-restore")
+    engine.docker.ok("load", "-q", "-i", image("busybox:latest").archive())
+    engine.docker.ok("run", "-d", "--name", "ticking", "busybox", "sh", "-c", TICK)
+    before = state(engine, "ticking")
+    engine.stop()
+    assert alive(before["Pid"])
+    time.sleep(0.5)
+    engine.start()
+    assert state(engine, "ticking")["Pid"] == before["Pid"]
+    numbers = ticks(engine, "ticking")
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
 def test_stopped_engine_stops_containers_and_starts_them_again(own_engine: OurEngine) -> None:
     """An orderly stop, as dockerd's: containers end, and those with a policy come back with the next engine."""
     engine = own_engine

@@ -173,7 +173,8 @@ STOP = Command(
     "[OPTIONS]",
     stop,
     flags=(("timeout", "t", "int", "Seconds to wait for its end", int(STOP_SECONDS)),),
-    detail="Containers go on running; the next engine takes them over.",
+    detail="Containers are stopped, those with a restart policy start again with the next engine. With "
+    "live-restore in the engine's settings they run on, as they do when the engine is killed or crashes.",
     examples=(("wherry engine stop", "for example before an upgrade"),),
 )
 
