@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import threading
@@ -129,5 +130,6 @@ def _watch(name: str, process: subprocess.Popen[bytes], channels: Channels) -> s
     finally:
         process.kill()
         process.wait()
+        console.shutdown(socket.SHUT_RDWR)  # ends the reader, whoever else has the other end
         reader.join()
         console.close()
