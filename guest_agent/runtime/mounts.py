@@ -211,6 +211,7 @@ class Rootfs:
             try:
                 if not stat.S_ISDIR(os.fstat(target).st_mode):
                     tree = s.open_tree(null, "", s.AT_EMPTY_PATH | s.OPEN_TREE_CLONE)
+                    s.mount_setattr(tree, "", s.AT_EMPTY_PATH, propagation=s.MS_PRIVATE)
                 elif empty < 0:
                     with s.FsContext("tmpfs") as context:
                         context.set("source", "tmpfs")

@@ -206,7 +206,7 @@ class CgroupV2(Cgroup):
 
     def stats(self) -> dict[str, Any]:
         system, online = system_cpu_usage()
-        cpu = table(read_or(self._file("cpu.stat")))
+        cpu = table(read(self._file("cpu.stat")))  # there even without the controller
         result: dict[str, Any] = {
             "cpu_stats": {
                 "cpu_usage": {
