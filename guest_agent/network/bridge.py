@@ -70,6 +70,8 @@ def ensure(bridge: Bridge) -> int:
                 f"Remove it (ip link delete {bridge.name}), or give the network another bridge name.",
             )
         set_sysctl(f"ipv6/conf/{bridge.name}/accept_ra", "0")
+        # Else the bridge could not ask for its containers' MACs in its first second.
+        set_sysctl(f"ipv6/conf/{bridge.name}/accept_dad", "0")
         # Without an IPv6 subnet the bridge must not speak IPv6 at all: containers could otherwise reach the
         # host's link-local address, or reconfigure it by router advertisements (CVE-2020-13401).
         set_sysctl(f"ipv6/conf/{bridge.name}/disable_ipv6", "0" if bridge.ipv6 else "1")
@@ -144,6 +146,8 @@ def configure(wire: Wire) -> None:
     """Inside a container's namespace: bring the interface up with its addresses and default routes."""
     has_ipv6 = any(address.version == 6 for address in wire.addresses)
     if has_ipv6:
+        # The link-local address is made from a MAC that is ours alone: nothing to wait for, either.
+        set_sysctl(f"ipv6/conf/{wire.interface}/accept_dad", "0")
         set_sysctl(f"ipv6/conf/{wire.interface}/disable_ipv6", "0")
         set_sysctl(f"ipv6/conf/{wire.interface}/accept_ra", "0")
     if wire.announce:

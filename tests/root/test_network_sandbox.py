@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
@@ -18,7 +17,7 @@ from guest_agent.errors import InternalError
 from guest_agent.kernel import netns
 from guest_agent.network import coexist, naming
 from guest_agent.network.types import EndpointConfig, Link, NetworkSpec, PortBinding, Sandbox, SandboxState
-from tests.support.network import TCP_ECHO, UDP_ECHO, NetworkEngine, ask, end_proxy, output
+from tests.support.network import TCP_ECHO, UDP_ECHO, NetworkEngine, ask, end_proxy, from_neighbour, output
 
 pytestmark = pytest.mark.root
 
@@ -27,39 +26,6 @@ pytestmark = pytest.mark.root
 def engine(tmp_path: Path) -> Iterator[NetworkEngine]:
     with NetworkEngine(tmp_path) as engine:
         yield engine
-
-
-@pytest.fixture
-def neighbour() -> Iterator[str]:
-    """Another host on a link of its own: a namespace with 198.51.100.2, where we have 198.51.100.1."""
-    name = "wherry-neighbour"
-    output("ip", "netns", "add", name)
-    try:
-        output("ip", "link", "add", "wherry-nb", "type", "veth", "peer", "eth0", "netns", name)
-        output("ip", "address", "add", "198.51.100.1/24", "dev", "wherry-nb")
-        output("ip", "link", "set", "wherry-nb", "up")
-        for command in (
-            "ip address add 198.51.100.2/24 dev eth0",
-            "ip link set eth0 up",
-            "ip link set lo up",
-            "sysctl -qw net.ipv4.conf.all.route_localnet=1",
-            "sysctl -qw net.ipv4.conf.eth0.route_localnet=1",
-        ):
-            output("ip", "netns", "exec", name, *command.split())
-        yield name
-    finally:
-        output("ip", "netns", "delete", name)
-
-
-def from_neighbour(neighbour: str, host: str, port: int) -> str:
-    code = (
-        "import socket,sys\n"
-        "try: s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)\n"
-        "except TimeoutError: print('timeout')\n"
-        "except OSError: print('refused')\n"
-        "else: print(s.recv(100).decode().strip())\n"
-    )
-    return output("ip", "netns", "exec", neighbour, sys.executable, "-c", code, host, str(port)).strip()
 
 
 def gateway(sandbox: Sandbox) -> str:
@@ -76,6 +42,9 @@ def test_container_has_address_route_and_names(engine: NetworkEngine) -> None:
     assert f"eth0    inet {address(sandbox)}/16" in links
     assert "lo    inet 127.0.0.1/8" in links
     assert "eth0    inet6" not in links  # CVE-2024-32473
+    bridge = f"/proc/sys/net/ipv6/conf/{naming.bridge_name(engine.roots)}"
+    assert Path(f"{bridge}/disable_ipv6").read_text() == "1\n"
+    assert Path(f"{bridge}/accept_ra").read_text() == "0\n"
     assert engine.inside(sandbox, "ip", "route").startswith(f"default via {gateway(sandbox)} dev eth0")
     accept_ra = "/proc/sys/net/ipv6/conf/eth0/accept_ra"
     assert engine.inside(sandbox, "cat", accept_ra) == "0\n"  # CVE-2020-13401
@@ -135,7 +104,7 @@ def test_port_on_loopback_is_the_hosts_alone(engine: NetworkEngine, neighbour: s
     assert ask("127.0.0.1", 18081)[1] == b"hello"
     assert from_neighbour(neighbour, "198.51.100.1", 18081) == "refused"
     in_neighbour = ("ip", "netns", "exec", neighbour)
-    output(*in_neighbour, "ip", "route", "add", "172.16.0.0/12", "via", "198.51.100.1")
+    output(*in_neighbour, "ip", "route", "add", "10.200.0.0/13", "via", "198.51.100.1")
     assert from_neighbour(neighbour, address(sandbox), 80) == "timeout"
     output(*in_neighbour, "ip", "address", "delete", "127.0.0.1/8", "dev", "lo")
     output(*in_neighbour, "ip", "route", "flush", "table", "local")
@@ -166,7 +135,7 @@ def test_taken_port_is_an_error_and_leaves_nothing(engine: NetworkEngine) -> Non
             "failed to set up container networking: driver failed programming external connectivity on "
             "endpoint web ("
         )
-        assert "failed to bind host port for 0.0.0.0:18084:172." in caught.value.message
+        assert "failed to bind host port for 0.0.0.0:18084:10.20" in caught.value.message
         assert caught.value.message.endswith(":80/tcp: address already in use")
     first = engine.attach("web", ports=(PortBinding(81, host_port=18085), PortBinding(80, host_port=18084)))
     with pytest.raises(InternalError, match=r"Bind for 0\.0\.0\.0:18084 failed: port is already allocated$"):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from guest_agent.network.types import (
     Sandbox,
     SandboxState,
 )
-from tests.support.network import TCP_ECHO, NetworkEngine, ask
+from tests.support.network import TCP_ECHO, NetworkEngine, ask, from_neighbour, output
 
 pytestmark = pytest.mark.root
 
@@ -117,6 +120,37 @@ def test_ipv6_network(engine: NetworkEngine) -> None:
     )
     assert ask("::1", 18203)[1] == b"hello"
     assert f"{address}\thost-one\n" in (engine.base / "one" / "hosts").read_text()
+
+
+@pytest.mark.usefixtures("_ipv6_forwarding")
+def test_ipv6_port_and_way_out(engine: NetworkEngine, neighbour: str) -> None:
+    create(engine, "six", enable_ipv6=True)
+    box = engine.attach("box", network_mode="six", ports=(PortBinding(80, host_port=18205),))
+    engine.serve(box, TCP_ECHO, port=80, address="::", family="AF_INET6")
+    # By the kernel: the container sees who asks.
+    assert from_neighbour(neighbour, "2001:db8::1", 18205) == "2001:db8::2"
+    assert ask("2001:db8::1", 18205)[1] == b"hello"
+    engine.serve(box, TCP_ECHO, port=80)
+    assert from_neighbour(neighbour, "198.51.100.1", 18205) == "198.51.100.2"
+    # Its address is not to be reached past the published port.
+    output("ip", "-n", neighbour, "-6", "route", "add", "fd00::/8", "via", "2001:db8::1")
+    assert from_neighbour(neighbour, box.endpoints["six"].ipv6_address, 80) == "timeout"
+    with neighbour_server(neighbour) as port:
+        assert engine.ask(box, "2001:db8::2", port) == "2001:db8::1"
+
+
+@contextmanager
+def neighbour_server(neighbour: str) -> Iterator[int]:
+    """A server on the other host that says who asked."""
+    code = TCP_ECHO.format(address="::", port=18206, family="AF_INET6")
+    command = ["ip", "netns", "exec", neighbour, sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield 18206
+        finally:
+            process.kill()
 
 
 def test_connect_and_disconnect_while_running(engine: NetworkEngine) -> None:

@@ -59,7 +59,9 @@ class NetworkEngine:
         self.manager = self.new_manager(**config)
 
     def new_manager(self, running: list[SandboxState] | None = None, **config: Any) -> NetworkManager:
-        manager = NetworkManager(self.roots, NetworkConfig(**config))
+        # Not Docker's pools: other engines on the machine use those, or have left rules about them.
+        pools = {"default_address_pools": (("10.200.0.0/13", 16),)}
+        manager = NetworkManager(self.roots, NetworkConfig(**(pools | config)))
         self.run(manager.start(running or []))
         self.run(manager.ready())
         return manager
@@ -166,3 +168,15 @@ def ask(host: str, port: int, source: str = "", text: bytes = b"hello") -> tuple
         client.shutdown(socket.SHUT_WR)
         with client.makefile("rb") as stream:
             return stream.readline().decode().strip(), stream.read()
+
+
+def from_neighbour(neighbour: str, host: str, port: int) -> str:
+    """Connect from another host; what the server saw as its peer, or "refused" or "timeout"."""
+    code = (
+        "import socket,sys\n"
+        "try: s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)\n"
+        "except TimeoutError: print('timeout')\n"
+        "except OSError: print('refused')\n"
+        "else: print(s.recv(100).decode().strip())\n"
+    )
+    return output("ip", "netns", "exec", neighbour, sys.executable, "-c", code, host, str(port)).strip()
