@@ -21,6 +21,7 @@ from guest_agent import __version__
 from guest_agent.api.listeners import Listener, group_id, open_listeners
 from guest_agent.engine.config import Config, merge, parse_options, read_file, usage
 from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter, NotSupported
+from guest_agent.kernel.malloc import keep_small
 from guest_agent.roots import Roots
 from guest_agent.runtime.client import Begun, begin
 
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(USAGE + usage())
         return 0
+    keep_small()
     gc.disable()  # what is made while loading lives as long as we do
     try:
         values, others = parse_options(arguments)

@@ -26,7 +26,8 @@ from guest_agent.api.http import (
     StreamingResponse,
 )
 from guest_agent.api.router import MAX_VERSION, Router, split_version, version_text
-from guest_agent.api.stream import RECEIVE, Stream
+from guest_agent.api.sockets import receive, send
+from guest_agent.api.stream import Stream
 from guest_agent.errors import EngineError, InternalError, InvalidParameter
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,6 @@ class Connection:
         self._socket = connection
         self._router = router
         self._hangups = hangups
-        self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._gone = False
         self._streaming: asyncio.Task[None] | None = None
@@ -181,13 +181,13 @@ class Connection:
 
     async def receive(self) -> bool:
         """Adds what has arrived to the buffer; false at the end of the client's input."""
-        data = await self._loop.sock_recv(self._socket, RECEIVE)
+        data = await receive(self._socket)
         self._buffer += data
         return bool(data)
 
     async def send(self, data: bytes) -> None:
         """Sends all of `data`."""
-        await self._loop.sock_sendall(self._socket, data)
+        await send(self._socket, data)
 
     def _hung_up(self) -> None:
         self._gone = True

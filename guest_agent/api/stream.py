@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-RECEIVE = 256 * 1024  # bytes asked of one recv
+from guest_agent.api.sockets import RECEIVE, receive, send
 
 _relays: set[asyncio.Task[None]] = set()
 
@@ -16,18 +16,17 @@ class Stream:
     def __init__(self, connection: socket.socket, received: bytes) -> None:
         self._socket: socket.socket | None = connection
         self._received = received  # came with the request head, before the answer
-        self._loop = asyncio.get_running_loop()
 
     async def read(self, limit: int = RECEIVE) -> bytes:
         """Up to `limit` bytes; b"" when the client has closed its sending side. Raises ConnectionError."""
         if self._received:
             data, self._received = self._received[:limit], self._received[limit:]
             return data
-        return await self._loop.sock_recv(self._open(), limit)
+        return await receive(self._open(), limit)
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Sends all of `data`, waiting while the client does not read. Raises ConnectionError."""
-        await self._loop.sock_sendall(self._open(), data)
+        await send(self._open(), data)
 
     def write_eof(self) -> None:
         """Tells the client that no more output comes; its input can still be read."""
@@ -49,7 +48,7 @@ class Stream:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
-        task = self._loop.create_task(relay(connection, ours, self._received))
+        task = asyncio.get_running_loop().create_task(relay(connection, ours, self._received))
         _relays.add(task)
         task.add_done_callback(_relays.discard)
         return theirs
@@ -70,12 +69,11 @@ async def relay(left: socket.socket, right: socket.socket, from_left: bytes = b"
     """Copies both ways until both have ended, `from_left` first; passes half-closes on. Closes both."""
 
     async def copy(source: socket.socket, target: socket.socket, first: bytes) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            data = first or await loop.sock_recv(source, RECEIVE)
+            data = first or await receive(source)
             while data:
-                await loop.sock_sendall(target, data)
-                data = await loop.sock_recv(source, RECEIVE)
+                await send(target, data)
+                data = await receive(source)
         except OSError:
             pass  # one side has gone; the other learns it by the shutdown below
         try:

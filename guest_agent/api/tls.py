@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from guest_agent.api.stream import RECEIVE
+from guest_agent.api.sockets import RECEIVE, receive, send
 from guest_agent.errors import InvalidParameter
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,6 @@ class _Relay:
     """One TLS connection (`outer`) and its plain end (`inner`); owns both sockets."""
 
     def __init__(self, context: ssl.SSLContext, outer: socket.socket, inner: socket.socket) -> None:
-        self._loop = asyncio.get_running_loop()
         self._outer = outer
         self._inner = inner
         self._incoming = ssl.MemoryBIO()
@@ -75,7 +74,7 @@ class _Relay:
             try:
                 async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                     await self._handshake()
-                output = self._loop.create_task(self._relay_output())
+                output = asyncio.get_running_loop().create_task(self._relay_output())
                 try:
                     await self._relay_input()
                 finally:
@@ -113,14 +112,14 @@ class _Relay:
                 data = b""
             if not data:
                 break
-            await self._loop.sock_sendall(self._inner, data)
+            await send(self._inner, data)
         # close_notify: the client's input has ended, its connection has not; only TCP tells the end of that.
         self._inner.shutdown(socket.SHUT_WR)
-        while await self._loop.sock_recv(self._outer, RECEIVE):
+        while await receive(self._outer):
             pass
 
     async def _relay_output(self) -> None:
-        while data := await self._loop.sock_recv(self._inner, RECEIVE):
+        while data := await receive(self._inner):
             self._tls.write(data)
             await self._flush()
         try:
@@ -131,14 +130,14 @@ class _Relay:
         self._outer.shutdown(socket.SHUT_WR)
 
     async def _receive(self) -> bool:
-        data = await self._loop.sock_recv(self._outer, RECEIVE)
+        data = await receive(self._outer)
         self._incoming.write(data)
         return bool(data)
 
     async def _flush(self) -> None:
         async with self._sending:
             if data := self._outgoing.read():
-                await self._loop.sock_sendall(self._outer, data)
+                await send(self._outer, data)
 
     async def _alert(self) -> None:
         try:

@@ -174,6 +174,8 @@ async def _look(
         finally:
             for name in mounted:
                 await engine.volumes.unmount(name, container.id)
+    except ConnectionError:
+        raise  # the client has gone
     except OSError as error:
         raise InternalError(f"cannot read the files of container {container.id}: {error.strerror or error}")
     finally:

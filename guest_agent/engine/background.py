@@ -23,11 +23,13 @@ class Piped(Generic[T]):
     def __init__(self, run: Callable[[Piped[T]], Awaitable[None]]) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(_PIECES)
+        self._changed = asyncio.Event()  # a piece came, or the work has ended
         self._head: asyncio.Future[T] = self._loop.create_future()
         self._pending = bytearray()
         self._closed = False
-        self._task = asyncio.ensure_future(run(self))
-        self._task.add_done_callback(self._ended)
+        self._error: BaseException | None = None
+        self._work: asyncio.Future[None] | None = asyncio.ensure_future(run(self))  # until it has ended
+        self._work.add_done_callback(self._ended)
 
     def announce(self, value: T) -> None:
         """Gives the value. Called by the work."""
@@ -45,7 +47,7 @@ class Piped(Generic[T]):
             raise BrokenPipeError(errno.EPIPE, "the reader has gone")
         if self._pending:
             piece, self._pending = bytes(self._pending), bytearray()
-            asyncio.run_coroutine_threadsafe(self._queue.put(piece), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._put(piece), self._loop).result()
 
     async def head(self) -> T:
         """The value, or what the work raised before it had one."""
@@ -54,31 +56,46 @@ class Piped(Generic[T]):
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """The bytes; at the end raises what the work raised. Leaving early ends the work."""
         try:
-            while not (self._task.done() and self._queue.empty()):
-                taking = asyncio.ensure_future(self._queue.get())
-                await asyncio.wait((taking, self._task), return_when=asyncio.FIRST_COMPLETED)
-                if taking.done():
-                    yield taking.result()
+            while True:
+                if not self._queue.empty():
+                    yield self._queue.get_nowait()
+                elif self._work is None:
+                    break
                 else:
-                    taking.cancel()
-            await self._task
+                    self._changed.clear()
+                    await self._changed.wait()
+            if self._error is not None:
+                raise self._error
         finally:
+            self._error = None
             self.close()
 
     def close(self) -> None:
-        """No more is read."""
+        """No more is read; what is there already is dropped at once, not when the collector comes by."""
         self._closed = True
-        while not self._queue.empty():  # lets a waiting writer see it
+        while not self._queue.empty():  # lets a waiting writer go on, to see it
             self._queue.get_nowait()
+
+    async def _put(self, piece: bytes) -> None:
+        await self._queue.put(piece)
+        self._changed.set()
+        if self._closed:
+            self.close()
 
     def _announced(self, value: T) -> None:
         if not self._head.done():
             self._head.set_result(value)
 
-    def _ended(self, task: asyncio.Future[None]) -> None:
-        error = None if task.cancelled() else task.exception()
+    def _ended(self, work: asyncio.Future[None]) -> None:
+        """Keeps neither the work nor its error longer than needed: their frames hold the last pieces."""
+        error = None if work.cancelled() else work.exception()
         if not self._head.done():
             self._head.set_exception(error or RuntimeError("ended without a result"))
+        elif not self._closed:
+            self._error = error
+        self._work = None
+        self._pending = bytearray()
+        self._changed.set()
 
 
 Message = dict[str, Any]

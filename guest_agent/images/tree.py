@@ -15,7 +15,7 @@ from guest_agent.images.tar import Entry, TarWriter
 from guest_agent.kernel.paths import O_PATH, open_in_root, reopen
 from guest_agent.kernel.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 
-_PIECE = 1024 * 1024
+_PIECE = 256 * 1024
 _INSIDE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 _TYPES = {
     stat.S_IFREG: tar.REGULAR,

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 from guest_agent.api.http import Request
 from guest_agent.api.router import Router
+from guest_agent.api.sockets import receive, send
 from guest_agent.api.websocket import WebSocket
 from guest_agent.engine import attach, container_events, lifecycle, logs
 from guest_agent.engine.container import Container
@@ -20,7 +21,6 @@ from guest_agent.engine.logs import Selection
 from guest_agent.errors import Conflict
 
 _HEADER = 8  # bytes of a stdcopy frame's header: stream, 3 zeros, length
-_RECEIVE = 64 * 1024
 
 
 def register(router: Router, engine: Engine) -> None:
@@ -68,7 +68,7 @@ async def relay(connection: WebSocket, process: socket.socket, framed: bool) -> 
 
     async def copy_input() -> None:
         while data := await connection.receive():
-            await loop.sock_sendall(process, data)
+            await send(process, data)
 
     async def copy_output() -> None:
         async for data in _output(process, framed):
@@ -86,10 +86,9 @@ async def relay(connection: WebSocket, process: socket.socket, framed: bool) -> 
 
 
 async def _output(process: socket.socket, framed: bool) -> AsyncIterator[bytes]:
-    loop = asyncio.get_running_loop()
     buffer = bytearray()
     left = 0  # bytes of the present frame that are still to come
-    while data := await loop.sock_recv(process, _RECEIVE):
+    while data := await receive(process):
         if not framed:
             yield data
             continue
