@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -235,11 +234,12 @@ def test_sockets_handed_over_by_systemd(root: Path, start: Callable[..., Agent])
     assert os.path.exists(path)  # it is systemd's
 
 
-def test_it_answers_within_its_budget(start: Callable[..., Agent]) -> None:
-    started = time.monotonic()
+def test_starting_costs_little(start: Callable[..., Agent]) -> None:
+    """Processor time, which does not depend on what else runs here; tests/bench has the budget in wall time."""
     agent = start()
     ping(agent.socket)
-    assert time.monotonic() - started < 1.0  # 0.3 s on a quiet machine: measured in tests/bench
+    tasks = Path(f"/proc/{agent.process.pid}/task").iterdir()
+    assert sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) < 0.6e9
     status = Path(f"/proc/{agent.process.pid}/status").read_text()
     assert int(status.split("VmRSS:")[1].split()[0]) < 40 * 1024
 

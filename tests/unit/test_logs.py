@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guest_agent.engine import logs
@@ -112,6 +112,7 @@ def test_damaged_entries_are_left_out(log: Path) -> None:
     assert read(log).endswith(b"a\nb\n")
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 70_000), st.booleans()), max_size=12), st.integers(0, 15))
 def test_tail_is_the_end_of_the_whole(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[int, bool]], tail: int

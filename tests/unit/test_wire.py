@@ -6,7 +6,7 @@ import string
 
 import h11
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guest_agent.api import wire
@@ -60,6 +60,7 @@ def ours_reads(data: bytes) -> tuple[wire.Head, bytes, bytes] | None:
         return None
 
 
+@settings(deadline=None)
 @given(
     method=TOKEN,
     target=TARGET,
@@ -97,6 +98,7 @@ x:\ty ||3|3;a=b|abc|0|FFFFFFFFFFFFFFFFF|x: a\x00b|x: \x7f|é: b""".replace("\n",
 LINES = st.lists(st.one_of(st.sampled_from(PARTS), st.text(max_size=8)), max_size=9)
 
 
+@settings(deadline=None)
 @given(lines=LINES, ending=st.sampled_from(["\r\n", "\r\n", "\r\n", "\n", "\r"]))
 @example(["GET / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", "", "3", "abc", "0", ""], "\r\n")
 def test_what_is_accepted_h11_reads_the_same(lines: list[str], ending: str) -> None:
@@ -112,6 +114,7 @@ def test_what_is_accepted_h11_reads_the_same(lines: list[str], ending: str) -> N
     assert ours[1:] == (body, rest)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.lists(st.integers(1, 50), max_size=20))
 def test_chunked_decoding_does_not_depend_on_how_the_bytes_arrive(data: bytes, cuts: list[int]) -> None:
     encoded = (
@@ -127,6 +130,7 @@ def test_chunked_decoding_does_not_depend_on_how_the_bytes_arrive(data: bytes, c
     assert decoded == data
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_a_head_or_a_protocol_error(data: bytes) -> None:
     try:
