@@ -43,6 +43,11 @@ class Listener:
 
 def open_listeners(hosts: list[str], config: Config) -> list[Listener]:
     """Opens all hosts or none. Raises Conflict (in use), InvalidParameter, InternalError."""
+    if config.tls and not config.tlsverify:
+        raise InvalidParameter(
+            "--tls without --tlsverify lets anybody in who reaches the API",
+            hint="Give --tlsverify and --tlscacert, so that clients need a certificate.",
+        )
     listeners: list[Listener] = []
     with ExitStack() as undo:
         for host in hosts:

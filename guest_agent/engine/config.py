@@ -39,7 +39,7 @@ class Config:
     live_restore: bool = _setting(False, "leave containers running when the engine stops")
     shutdown_timeout: int = _setting(15, "seconds that containers get to stop when the engine stops")
 
-    tls: bool = _setting(False, "use TLS on tcp:// hosts without asking for clients' certificates")
+    tls: bool = _setting(False, "as dockerd has it; here only together with tlsverify")
     tlsverify: bool = _setting(False, "use TLS and ask clients for a certificate signed by tlscacert")
     tlscacert: str = _setting("", "file of certificates that clients' are signed by")
     tlscert: str = _setting("", "file of the server's certificate")

@@ -165,7 +165,7 @@ def test_a_file_in_the_sockets_place_is_left_alone(root: Path) -> None:
     ("arguments", "text"),
     [
         (("--host", "tcp://127.0.0.1:0"), "refusing to listen on tcp://127.0.0.1:0 without TLS"),
-        (("--host", "tcp://0.0.0.0:0", "--tls"), "refusing to listen on tcp://0.0.0.0:0 without TLS"),
+        (("--host", "tcp://0.0.0.0:0", "--tls"), "--tls without --tlsverify lets anybody in"),
         (("--host", "ftp://x"), "unknown scheme 'ftp'"),
         (("--host", "unix://relative"), "must be absolute"),
         (("--host", "unix:///" + "x" * 120), "longer than 107 bytes"),
