@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from host_client.cli import output
+from host_client.cli.errors import CliError
 from host_client.cli.streams import Joined
 from host_client.engine_api.errors import ApiError, EngineApiError, ProtocolError
 from host_client.engine_api.wire import loads
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
     from host_client.engine_api.client import Client, Query
     from host_client.engine_api.http import Connection, Response
+
+
+FORCED = 3  # so often Ctrl-C must be pressed to leave a process that does not react
 
 
 class Waiting:
@@ -36,7 +40,7 @@ class Waiting:
         return self._connection.fileno()
 
     def arrived(self) -> bool:
-        """Whether the status came together with the acceptance, so that `fileno` will not tell of it."""
+        """Whether the status is there; `fileno` alone does not tell."""
         return self._connection.has_more()
 
     def receive(self) -> None:
@@ -78,6 +82,7 @@ class Foreground:
         self._resizable = tty and output.is_terminal(output.OUT)
         self._raw = tty and stdin and output.is_terminal(0)
         self._proxy = proxy
+        self._ends = 0
         self._signals: Any = None
         self._restore: Any = None
 
@@ -109,6 +114,11 @@ class Foreground:
                 self.resize()
             if self._proxy:
                 self._quietly("kill", {"signal": name})
+            self._ends += name in ("INT", "TERM")
+            if self._ends == FORCED:
+                raise CliError(
+                    f"got {FORCED} SIGTERM/SIGINTs, forcefully exiting", "the container goes on running"
+                )
 
     def _quietly(self, verb: str, query: Query) -> None:
         try:
@@ -177,12 +187,12 @@ class Attachment:
             joined = Joined(hijacked, ours.terminal, self._tty, stdin, stdout, stderr, self._keys)
 
             def exited() -> None:
-                waiting.receive()
-                ours.others.pop(waiting.fileno(), None)
+                if waiting.arrived():
+                    waiting.receive()
+                    ours.others.pop(waiting.fileno(), None)
 
             ours.others[waiting.fileno()] = exited
-            if waiting.arrived():
-                exited()
+            exited()
             joined.run(lambda: waiting.status is not None and not (stdout or stderr), ours.others)
         self.detached = joined.detached
         if joined.detached:

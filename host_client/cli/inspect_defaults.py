@@ -6,6 +6,8 @@ them whether they were sent or not: `{{if .State.Health}}…`.
 
 from __future__ import annotations
 
+from host_client.cli.templates.values import NullList, NullMap
+
 _NOTHING = (
     "BindOptions ClusterVolume ConfigFrom CreatedAt Descriptor GraphDriver Health Healthcheck IPAMConfig "
     "Identity ImageManifestDescriptor ImageOptions Init MemorySwappiness OomKillDisable PidsLimit "
@@ -30,6 +32,6 @@ _MAPS = (
 DEFAULTS: dict[str, object] = {
     **dict.fromkeys(_NOTHING.split()),
     **dict.fromkeys(_TEXT.split(), ""),
-    **{name: [] for name in _LISTS.split()},
-    **{name: {} for name in _MAPS.split()},
+    **{name: NullList() for name in _LISTS.split()},
+    **{name: NullMap() for name in _MAPS.split()},
 }

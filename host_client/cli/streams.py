@@ -117,19 +117,24 @@ class Joined:
         `others` are further descriptors with what to do when they become readable; a callback may remove its
         own.
         """
+        self._stream.setblocking(False)
         if self._ahead:
             self._received(self._ahead)
         if self._input is None:
             self._close_input()
+        held = getattr(self._stream, "pending", None)  # TLS may hold more than select can see
         while not (self.output_ended or self.detached or until()):
             readers: list[Any] = [self._stream, *others]
             if self._input is not None and not self._pending:
                 readers.append(self._input)
-            ready, writable, _ = select.select(readers, [self._stream] if self._pending else [], [])
+            more = held is not None and held()
+            ready, writable, _ = select.select(
+                readers, [self._stream] if self._pending else [], [], 0 if more else None
+            )
+            if more or self._stream in ready:
+                self._read_output()
             for source in ready:
-                if source is self._stream:
-                    self._read_output()
-                elif source is self._input:
+                if source is self._input:
                     self._read_input()
                 elif source in others:
                     others[source]()
@@ -137,18 +142,16 @@ class Joined:
                 self._flush()
 
     def _read_output(self) -> None:
-        while True:
-            try:
-                data = self._stream.recv(READ_SIZE)
-            except ConnectionResetError:
-                data = b""
-            if data:
-                self._received(data)
-            else:
-                self.output_ended = True
-            pending = getattr(self._stream, "pending", None)  # TLS may hold more than select can see
-            if not data or pending is None or not pending():
-                return
+        try:
+            data = self._stream.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if data:
+            self._received(data)
+        else:
+            self.output_ended = True
 
     def _received(self, data: bytes) -> None:
         if self._tty:
@@ -175,7 +178,6 @@ class Joined:
     def _flush(self) -> None:
         if not self._pending:
             return
-        self._stream.setblocking(False)
         try:
             self._pending = self._pending[self._stream.send(self._pending) :]
         except BlockingIOError:
@@ -183,8 +185,6 @@ class Joined:
         except OSError:  # the container's end is closed; its output goes on
             self._pending = b""
             self._input = None
-        finally:
-            self._stream.setblocking(True)
         if self._input is None and not self._pending:
             self._close_input()
 
@@ -193,9 +193,11 @@ class Joined:
         if not self._writable or self._pending:
             return
         self._writable = False
-        if hasattr(self._stream, "unwrap"):
-            return  # TLS has no half-close; the engine ends the input with the connection
+        close_write = getattr(self._stream, "close_write", None)  # TLS ends a direction in its own way
         try:
-            self._stream.shutdown(SHUT_WR)
+            if close_write is not None:
+                close_write()
+            else:
+                self._stream.shutdown(SHUT_WR)
         except OSError:
             pass

@@ -100,6 +100,7 @@ class Client:
     def negotiate(self) -> dict[str, str]:
         """Ask the engine for its version and settle on the newest that both know; the ping's headers."""
         response = self._exchange("GET", "/_ping", [], None)
+        response.read()
         self._release(response)
         theirs = response.headers.get("api-version", "")
         if theirs and not self._pinned and _number(theirs) < _number(self.version):

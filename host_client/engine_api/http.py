@@ -34,8 +34,16 @@ class Connection:
         return self.stream.fileno()
 
     def has_more(self) -> bool:
-        """Whether bytes have been received that no answer has consumed."""
-        return bool(self._ahead)
+        """Whether there are bytes that no answer has consumed, or the connection has ended. Never waits."""
+        if self._ahead:
+            return True
+        self.stream.setblocking(False)
+        try:
+            return not self._fill() or bool(self._ahead)
+        except BlockingIOError:
+            return False
+        finally:
+            self.stream.setblocking(True)
 
     def close(self) -> None:
         """Close the socket."""
@@ -205,7 +213,7 @@ class Response:
         source = self.connection
         if self._chunked:
             while not self.done:
-                size = int(source.read_line().partition(b";")[0] or b"0", 16)
+                size = _chunk_size(source.read_line())
                 if size == 0:
                     while source.read_line():
                         pass
@@ -231,3 +239,10 @@ class Response:
     def read(self) -> bytes:
         """The whole body."""
         return b"".join(self.chunks())
+
+
+def _chunk_size(line: bytes) -> int:
+    digits = line.partition(b";")[0].strip()
+    if not digits or digits.strip(b"0123456789abcdefABCDEF"):
+        raise ProtocolError(f"the engine's answer is damaged: {line[:20]!r} is no size of a chunk")
+    return int(digits, 16)

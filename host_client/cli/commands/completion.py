@@ -31,6 +31,6 @@ COMPLETION = Command(
     detail="SHELL is bash, zsh, fish or powershell.",
     examples=(
         ("wherry completion bash > /etc/bash_completion.d/wherry", "for everybody, from the next shell on"),
-        ("source <(wherry completion zsh)", "for this shell"),
+        ("wherry completion fish > ~/.config/fish/completions/wherry.fish", "for yourself"),
     ),
 )

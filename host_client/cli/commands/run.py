@@ -161,27 +161,36 @@ def run(session: Session, parsed: Parsed) -> int:
         _check_keys(keys)
     try:
         container = create_container(session, parsed, body)
-        if not (body["AttachStdin"] or body["AttachStdout"] or body["AttachStderr"]):
-            session.client.post(f"/containers/{container}/start")
-            output.line(container)
-            return 0
-        from host_client.cli.attached import Attachment
-
-        attachment = Attachment(
-            session.client,
-            container,
-            tty=body["Tty"],
-            stdin=body["AttachStdin"],
-            stdout=body["AttachStdout"],
-            stderr=body["AttachStderr"],
-            detach_keys=keys,
-            sig_proxy=parsed["sig-proxy"],
-        )
-        return attachment.follow("removed" if parsed["rm"] else "next-exit", start={})
     except CliError as error:
         raise CliError(error.message, error.hint, 125)
     except EngineApiError as error:
         raise CliError(error.message, error.hint, status_of(error))
+    try:
+        return _start(session, parsed, container, body, keys)
+    except EngineApiError as error:
+        raise CliError(error.message, error.hint, status_of(error))
+
+
+def _start(session: Session, parsed: Parsed, container: str, body: dict[str, Any], keys: str) -> int:
+    streams = body["AttachStdin"], body["AttachStdout"], body["AttachStderr"]
+    if not any(streams):
+        session.client.post(f"/containers/{container}/start")
+        output.line(container)
+        return 0
+    from host_client.cli.attached import Attachment
+
+    stdin, stdout, stderr = streams
+    attachment = Attachment(
+        session.client,
+        container,
+        tty=body["Tty"],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        detach_keys=keys,
+        sig_proxy=parsed["sig-proxy"],
+    )
+    return attachment.follow("removed" if parsed["rm"] else "next-exit", start={})
 
 
 def _check_keys(keys: str) -> None:

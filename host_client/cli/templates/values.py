@@ -41,8 +41,18 @@ class Row:
         return {name: self.fields[name](self.item) for name in sorted(self.fields)}
 
 
+class NullList(list[object]):
+    """A list that the API sent as null: JSON shows null, everything else an empty list."""
+
+
+class NullMap(dict[str, object]):
+    """A map that the API sent as null."""
+
+
 def plain(value: Any) -> Any:
-    """A value with its rows turned into dictionaries, as JSON shows it."""
+    """A value as JSON shows it: rows are dictionaries, and null is null."""
+    if isinstance(value, NullList | NullMap):
+        return None
     if isinstance(value, Row):
         return plain(value.as_dict())
     if isinstance(value, list):

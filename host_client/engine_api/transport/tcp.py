@@ -21,7 +21,7 @@ def connect(endpoint: Endpoint) -> socket:
     if endpoint.tls is not None:
         from host_client.engine_api.transport import tls
 
-        return tls.connect(endpoint)
+        return tls.connect(endpoint)  # type: ignore[return-value]
     where = f"{endpoint.address}:{endpoint.port}"
     try:
         found = _socket.getaddrinfo(endpoint.address, endpoint.port, 0, _socket.SOCK_STREAM)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 
 from host_client.engine_api.endpoint import Endpoint, Tls
 from host_client.engine_api.errors import ConnectError
+
+READ_SIZE = 65536
 
 
 def context(settings: Tls) -> ssl.SSLContext:
@@ -39,14 +42,113 @@ def context(settings: Tls) -> ssl.SSLContext:
     return made
 
 
-def connect(endpoint: Endpoint) -> socket.socket:
+class TlsStream:
+    """A TLS connection with a half-close, which `ssl.SSLSocket` lacks: its `unwrap` ends both directions.
+
+    A container's input ends with our close_notify (RFC 8446 6.1), and its output goes on.
+    """
+
+    def __init__(self, plain: socket.socket, settings: ssl.SSLContext, name: str) -> None:
+        self._plain = plain
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = settings.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._receive()
+            except ssl.SSLError:
+                self._flush()  # the alert that tells the other side why
+                raise
+        self._flush()
+
+    def fileno(self) -> int:
+        """The descriptor, for polling; `pending` tells of what polling cannot see."""
+        return self._plain.fileno()
+
+    def setblocking(self, blocking: bool) -> None:
+        """Whether `recv` waits. Sending always takes everything, reading meanwhile, lest both sides wait."""
+        self._plain.setblocking(blocking)
+
+    def pending(self) -> bool:
+        """Whether something has been received that `recv` has not given out."""
+        return bool(self._tls.pending() or self._incoming.pending)
+
+    def recv(self, size: int, _flags: int = 0) -> bytes:
+        """What has come; empty at the end.
+
+        Raises:
+            BlockingIOError: nothing has, and waiting is off. The socket may be readable all the same: TLS has
+                messages of its own.
+        """
+        while True:
+            try:
+                return self._tls.read(size)
+            except ssl.SSLWantReadError:
+                self._flush()
+                if self._incoming.eof:
+                    return b""
+                self._receive()
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return b""
+
+    def send(self, data: bytes) -> int:
+        """Send all of it."""
+        self._tls.write(data)
+        self._flush()
+        return len(data)
+
+    def sendall(self, data: bytes) -> None:
+        """Send all of it."""
+        view = memoryview(data)
+        while view:
+            self.send(bytes(view[:READ_SIZE]))
+            view = view[READ_SIZE:]
+
+    def close_write(self) -> None:
+        """Tell the other side that nothing more will come."""
+        try:
+            self._tls.unwrap()
+        except ssl.SSLWantReadError:
+            pass  # it would also wait for the other side's end
+        self._flush()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._plain.close()
+
+    def _receive(self) -> None:
+        data = self._plain.recv(READ_SIZE)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    def _flush(self) -> None:
+        left = memoryview(self._outgoing.read())
+        while left:
+            readable, writable, _ = select.select(
+                [] if self._incoming.eof else [self._plain], [self._plain], []
+            )
+            try:
+                if readable:
+                    self._receive()
+                if writable:
+                    left = left[self._plain.send(left[:READ_SIZE]) :]
+            except BlockingIOError:
+                pass
+
+
+def connect(endpoint: Endpoint) -> TlsStream:
     """A connected TLS stream.
 
     Raises:
         ConnectError: not reachable, or one side does not trust the other.
     """
     assert endpoint.tls is not None
-    wrapper = context(endpoint.tls)
+    settings = context(endpoint.tls)
     where = f"{endpoint.address}:{endpoint.port}"
     try:
         plain = socket.create_connection((endpoint.address, endpoint.port))
@@ -56,9 +158,9 @@ def connect(endpoint: Endpoint) -> socket.socket:
             "is an engine listening there, and does a firewall let you through?",
             absent=True,
         )
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        return wrapper.wrap_socket(plain, server_hostname=endpoint.address)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return TlsStream(plain, settings, endpoint.address)
     except ssl.SSLCertVerificationError as error:
         plain.close()
         raise ConnectError(

@@ -1,0 +1,94 @@
+"""The installed `wherry`: a shell script that is Python, found by any name, started without `site`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from host_client import VERSION
+from tests.support.cli import REPOSITORY
+
+LAUNCHER = REPOSITORY / "host_client" / "bin" / "wherry"
+PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """A virtual environment as pip leaves it, with links to this interpreter and this checkout."""
+    home = tmp_path / "a place"
+    (home / "bin").mkdir(parents=True)
+    packages = home / "lib" / PYTHON / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "host_client").symlink_to(REPOSITORY / "host_client")
+    (home / "bin" / "python3").symlink_to(sys.executable)
+    shutil.copy2(LAUNCHER, home / "bin" / "wherry")
+    return home
+
+
+def run(*words: str | Path, **settings: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, timeout=30, **settings)  # type: ignore[call-overload,no-any-return]
+
+
+def test_starts(prefix: Path) -> None:
+    done = run(prefix / "bin" / "wherry", "version", "--client")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Version:           {VERSION}" in done.stdout
+
+
+def test_through_links_path_and_from_elsewhere(prefix: Path, tmp_path: Path) -> None:
+    other = tmp_path / "bin"
+    other.mkdir()
+    (other / "wherry").symlink_to(prefix / "bin" / "wherry")
+    (other / "w").symlink_to("wherry")
+    for words, settings in (
+        ([other / "w"], {}),
+        (["wherry"], {"env": {"PATH": f"{other}:{os.environ['PATH']}"}}),
+        (["./wherry"], {"cwd": prefix / "bin"}),
+        (["sh", prefix / "bin" / "wherry"], {}),
+    ):
+        done = run(*words, "--version", **settings)
+        assert done.stdout == f"Wherry version {VERSION}\n", done.stderr
+
+
+def test_arguments_arrive_as_they_are(prefix: Path) -> None:
+    done = run(prefix / "bin" / "wherry", "no such\ncommand $x")
+    assert done.stderr.startswith("error: unknown command: wherry no such\ncommand $x\n")
+    assert done.returncode == 1
+
+
+def test_the_environment_of_python_does_not_get_in(prefix: Path, tmp_path: Path) -> None:
+    (tmp_path / "host_client.py").write_text("raise SystemExit('hijacked')")
+    done = run(
+        prefix / "bin" / "wherry",
+        "--version",
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.stdout == f"Wherry version {VERSION}\n", done.stderr
+
+
+def test_site_is_not_loaded(prefix: Path) -> None:
+    done = run("sh", "-x", prefix / "bin" / "wherry", "--version")
+    assert f"{prefix / 'bin' / 'python3'} -I -S " in done.stderr
+
+
+def test_shell_part_is_sound(tmp_path: Path) -> None:
+    shell, _, python = LAUNCHER.read_text().partition("\n'''\n")
+    assert shell.splitlines()[-1].startswith("exec ")
+    (tmp_path / "part.sh").write_text(f"{shell}\n")
+    done = run("shellcheck", tmp_path / "part.sh")
+    assert done.returncode == 0, done.stdout
+    compile(python, "wherry", "exec")
+
+
+def test_version_is_the_distributions() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    assert project["project"]["version"] == VERSION
+    assert project["tool"]["setuptools"]["script-files"] == [str(LAUNCHER.relative_to(REPOSITORY))]
+    assert os.access(LAUNCHER, os.X_OK)
