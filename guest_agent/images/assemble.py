@@ -12,7 +12,7 @@ from guest_agent.images.manifest import Descriptor
 from guest_agent.images.reference import Reference
 from guest_agent.images.snapshots import chain_ids
 from guest_agent.images.store import Image, ImageStore, LayerRow, Lease
-from guest_agent.images.unpack import StagedLayer, reading
+from guest_agent.images.unpack import SMALL, StagedLayer, reading
 
 _CHUNK = 1 << 20
 
@@ -90,7 +90,7 @@ def extract_layers(
         fd = store.content.open(blob.digest)
         try:
             with StagedLayer(store.snapshots, base=index == 0) as staged:
-                staged.unpack(_told(reading(fd), index, progress), diff)
+                staged.unpack(_told(reading(fd), index, progress), diff, blob.size <= SMALL)
                 staged.commit(chain, store.snapshots.lower(chains[:index]))
                 parent = chains[index - 1] if index else ""
                 store.add_layer(LayerRow(chain, parent, diff, staged.size, blob.digest, blob.media_type))

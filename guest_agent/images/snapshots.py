@@ -7,10 +7,12 @@ here.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import stat
+import struct
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -30,6 +32,27 @@ def chain_ids(diff_ids: Sequence[str]) -> list[str]:
     return chains
 
 
+# linux/fs.h; the values are those of 64-bit machines
+_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_TOPDIR_FL = 0x80086601, 0x40086602, 0x00020000
+
+
+def _spread_out(directory: str) -> None:
+    """Tells ext4 that the directories made here have nothing to do with each other (chattr +T).
+
+    It then puts each layer into a block group of its own. Otherwise new files go where removed layers' were,
+    and ext4 searches for inodes past all those it has freed in the last minutes: pulling after removing took
+    five times as long. Other file systems know no such flag.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = struct.unpack("l", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8)))[0]
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("l", flags | _FS_TOPDIR_FL))
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
 class Snapshots:
     """The layers and writable directories below `root`, the engine's own directory (0710 above it)."""
 
@@ -41,6 +64,7 @@ class Snapshots:
         for path in (self._layers, self._containers, self._staging, self._empty):
             os.makedirs(path, mode=0o700, exist_ok=True)
         os.chmod(self._empty, 0o755)
+        _spread_out(self._staging)
         self._sweep_lock = threading.Lock()
         self._rubbish: list[str] = []
         self._sweeping = False

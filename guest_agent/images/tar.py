@@ -80,6 +80,12 @@ class Entry:
 
 def _number(field: bytes, what: str) -> int:
     """A numeric header field: octal digits, or GNU base-256 when the top bit is set."""
+    digits = field[:-1]
+    if digits.isdigit() and field[-1] in b"\0 ":  # as nearly all are
+        try:
+            return int(digits, 8)
+        except ValueError:
+            raise TarError(f"archive/tar: invalid tar header: {what} is not a number") from None
     if field[0] & 0x80:
         value = int.from_bytes(field, "big", signed=False)
         bits = len(field) * 8

@@ -18,7 +18,7 @@ from guest_agent.images.manifest import Descriptor
 from guest_agent.images.registry import Cancelled
 from guest_agent.images.repository import Repository
 from guest_agent.images.store import ImageStore, LayerRow
-from guest_agent.images.unpack import StagedLayer, reading
+from guest_agent.images.unpack import SMALL, StagedLayer, reading
 
 _IN_FLIGHT = 8  # jobs, so that an image of 127 layers does not make as many threads at once
 
@@ -177,12 +177,13 @@ class Transfers:
     def _bring_in(self, job: LayerJob) -> None:
         with StagedLayer(self._store.snapshots, base=len(job.chains) == 1) as staged:
             with self._unpack_slots:
+                small = job.blob.size <= SMALL
                 if job.download is not None:
-                    staged.unpack(self._following(job, job.download), job.diff)
+                    staged.unpack(self._following(job, job.download), job.diff, small)
                 else:
                     fd = self._store.content.open(job.blob.digest)
                     try:
-                        staged.unpack(reading(fd), job.diff)
+                        staged.unpack(reading(fd), job.diff, small)
                     finally:
                         os.close(fd)
             below = job.below

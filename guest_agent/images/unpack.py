@@ -7,12 +7,16 @@ import os
 from collections.abc import Sequence
 
 from guest_agent.errors import InternalError
+from guest_agent.images.ahead import Ahead
 from guest_agent.images.decompress import Decompressed, Read
 from guest_agent.images.extract import LIMITS, Limits
 from guest_agent.images.layer import LayerExtractor
 from guest_agent.images.snapshots import Snapshots
 from guest_agent.images.tar import TarReader
 from guest_agent.kernel.paths import RootFd
+
+_PIECE = 1 << 20
+SMALL = 1 << 18  # bytes of a blob
 
 
 class StagedLayer:
@@ -49,8 +53,8 @@ class StagedLayer:
         """Bytes of content extracted."""
         return self._extractor.size
 
-    def unpack(self, read: Read, expected: str = "") -> None:
-        """Extracts the (compressed) stream and computes its diff id.
+    def unpack(self, read: Read, expected: str = "", small: bool = False) -> None:
+        """Extracts the (compressed) stream and computes its diff id; a `small` one is not worth a thread.
 
         Raises TarError, Unavailable (disk full), InternalError when the diff id is not `expected`.
         """
@@ -62,10 +66,11 @@ class StagedLayer:
             digest.update(data)
             return data
 
-        reader = TarReader(hashed)
-        for entry in reader:
-            self._extractor.add(entry, reader)
-        reader.drain()
+        if small:
+            self._extract(hashed)
+        else:
+            with Ahead(hashed, _PIECE) as ahead:
+                self._extract(ahead.read)
         self.compression = stream.kind
         self.diff_id = f"sha256:{digest.hexdigest()}"
         if expected and expected != self.diff_id:
@@ -73,6 +78,12 @@ class StagedLayer:
                 f"layers from manifest don't match image configuration: {self.diff_id} is not {expected}",
                 "The image is damaged or was tampered with; have it built again.",
             )
+
+    def _extract(self, read: Read) -> None:
+        reader = TarReader(read)
+        for entry in reader:
+            self._extractor.add(entry, reader)
+        reader.drain()
 
     def commit(self, chain: str, below: Sequence[str]) -> None:
         """Makes this the layer `chain`, on top of the layers' directories `below` (topmost first)."""
