@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import time
 from contextlib import ExitStack
@@ -109,6 +110,8 @@ def _lock(path: str, what: str, stack: ExitStack) -> None:
 async def _run(
     roots: Roots, config: Config, monitor: Begun, listeners: list[Listener], ready: int | None
 ) -> None:
+    from msgspec import MsgspecError
+
     from guest_agent.api.routes import register
     from guest_agent.api.server import Server
     from guest_agent.engine.engine import Engine
@@ -117,8 +120,18 @@ async def _run(
     sys.setswitchinterval(0.0005)
     stop = asyncio.Event()
     _handle_signals(stop)
-    engine = Engine(roots, config)
-    await engine.start(monitor)
+    try:
+        try:
+            engine = Engine(roots, config)
+        except BaseException:
+            monitor.abandon()
+            raise
+        await engine.start(monitor)
+    except (sqlite3.Error, MsgspecError) as error:
+        raise InternalError(
+            f"what is kept in {roots.data} cannot be read: {error}",
+            hint="Restore it from a backup, or move it away to start afresh.",
+        )
     server = Server(register(engine))
     for listener in listeners:
         server.listen(listener.socket, listener.wrap)

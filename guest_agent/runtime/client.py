@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -28,6 +29,13 @@ class Begun:
     def __init__(self, connection: socket.socket, pid: int) -> None:
         self.connection = connection
         self.pid = pid
+
+    def abandon(self) -> None:
+        """Ends the monitor if it was started by us, before it has been asked for anything."""
+        self.connection.close()
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
 
 
 def begin(roots: Roots) -> Begun:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import leaks
 from tests.support.certificates import Authority
 from tests.support.cli import REPOSITORY
 
@@ -188,6 +189,19 @@ def test_an_unknown_key_of_the_config_file_is_named(root: Path) -> None:
     (root / "daemon.json").write_text(json.dumps({"debug": True, "colour": "red"}))
     told = refusal("--config", f"{root}/daemon.json", root=root)
     assert "the following directives don't match any configuration option: colour" in told
+
+
+@pytest.mark.parametrize("database", ["engine.db", "images/images.db"])
+def test_a_damaged_database_is_named_and_nothing_stays(root: Path, database: str) -> None:
+    path = root / "data" / database
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"rubbish" * 1000)
+    told = refusal(root=root)
+    assert "file is not a database" in told
+    assert "Traceback" not in told
+    assert path.read_bytes() == b"rubbish" * 1000
+    monitors = [line for line in leaks.processes([root / "data", root / "run"], set()) if "monitor" in line]
+    assert monitors == []
 
 
 def test_tcp_with_clients_certificates(root: Path, start: Callable[..., Agent]) -> None:
