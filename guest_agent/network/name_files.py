@@ -8,6 +8,8 @@ import os
 from guest_agent.network import hosts, resolvconf
 from guest_agent.network.types import PREDEFINED, Endpoint, NetworkConfig, Sandbox, SandboxRequest
 
+HOST_NAME = "host.docker.internal"  # in a virtual machine: the computer around it, as Docker Desktop names it
+
 
 class NameFiles:
     """The name files of all containers."""
@@ -33,6 +35,8 @@ class NameFiles:
                 address = next((item.ipv4_address for item in other.endpoints.values()), "")
                 if address:
                     records.append((address, " ".join(link.names)))
+        if self._config.outer_host and not any(HOST_NAME in names.split() for _, names in records):
+            records.append((host_gateway, HOST_NAME))
         on_host = "host" in sandbox.endpoints
         records += _own_records(request, sandbox)
         text = hosts.of_host() if on_host and not request.extra_hosts else hosts.render(records)

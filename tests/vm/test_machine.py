@@ -298,6 +298,18 @@ def test_folders_of_the_host_are_there_under_their_own_names(running: Home, tmp_
     running.docker.ok("rm", "-f", "reader")
 
 
+def test_containers_reach_the_host_by_its_name(running: Home) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        flags = ("run", "-d", "--name", "caller", "busybox")
+        running.docker.ok(*flags, "sh", "-c", f"echo called | nc host.docker.internal {port}")
+        server.settimeout(30)
+        connection, _ = server.accept()
+        with connection:
+            assert connection.makefile().readline() == "called\n"
+    running.docker.ok("rm", "-f", "caller")
+
+
 def test_what_is_not_shared_is_refused_by_name(running: Home) -> None:
     refused = running.docker("run", "--rm", "-v", "/not-shared/folder:/x", "busybox", "true")
     assert refused.code == 125
