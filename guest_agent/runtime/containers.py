@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from guest_agent.kernel import syscalls as s
 
 from . import cgroups, console, launch, protocol
+from .idmap import Mappings
 from .jsonlog import JsonLog, compress_file
 from .loop import READ, Loop
 from .process import changed_signals
@@ -74,7 +75,7 @@ class Host:
         self.busy: Callable[[], bool] = lambda: False  # whether a container runs
         self.spare = Spare(self)
         self.staging = os.path.join(run, "rootfs")
-        os.makedirs(self.staging, mode=0o700, exist_ok=True)
+        os.makedirs(self.staging, mode=0o755, exist_ok=True)  # a user namespace's root must get into it
         os.makedirs(os.path.join(run, "containers"), mode=0o700, exist_ok=True)
         self.signals = changed_signals()
         network = os.stat("/proc/self/ns/net")
@@ -121,7 +122,9 @@ def fork(job: launch.Job, body: Callable[[launch.Job], None], flags: int) -> Chi
     mine, job.sync = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     mine.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
     group = None
-    if body is launch.start and job.cgroup is not None and cgroups.version() == 2:
+    # Of v2; but an exec's group comes later, unless it could not be entered from a user namespace.
+    born = body is launch.start or job.user_root
+    if born and job.cgroup is not None and cgroups.version() == 2:
         group = os.open(job.cgroup.directories()[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         job.in_cgroup = True
     try:
@@ -245,7 +248,7 @@ class Process:
             stdout, job.stdout = os.pipe2(os.O_CLOEXEC)
             stderr, job.stderr = os.pipe2(os.O_CLOEXEC)
         try:
-            child = self._host.spare.send(job) if body is launch.enter else None
+            child = self._host.spare.send(job) if body is launch.enter and not job.user_root else None
             child = child or fork(job, body, flags)
         finally:
             for fd in (job.stdin, job.stdout, job.stderr):
@@ -399,6 +402,7 @@ class Container:
         self._oom_fd = -1
         self._oom_killed = False
         self._own_pids = False
+        self._user_root: tuple[int, int] | None = None
         self.init = Process(host, message["stdio"])
         self.execs: dict[str, Process] = {}
         self.init.on_death = self._kill_rest
@@ -439,6 +443,7 @@ class Container:
             new, _ = launch.namespaces(config)
             flags = launch.clone_flags(config)
             self._own_pids = bool(new & s.CLONE_NEWPID)
+            self._user_root = Mappings(config["linux"]).root if new & s.CLONE_NEWUSER else None
             self._write_state()
             self._make_group(config["linux"].get("resources") or {})
             self.init.launch(self._job(message), launch.start, flags, self._launched(on_start), self._ended)
@@ -496,6 +501,7 @@ class Container:
             process.streams.attach(spec, fds.pop(0))
         job = self._job(message)
         job.pidfd = self.init.open_pidfd()
+        job.user_root = self._user_root
         self.execs[exec_id] = process
 
         def started(failure: Failure | None) -> None:

@@ -49,17 +49,23 @@ def new_dev(source: str, options: MountOptions, owner: tuple[int, int]) -> int:
                 context.flag(key)
         context.create()
         tree = context.mount(options.set)
+    if owner != (0, 0):
+        os.chown(f"/proc/self/fd/{tree}", *owner)
     for name, major, minor in _DEFAULT:
         os.mknod(name, 0o020666, os.makedev(major, minor), dir_fd=tree)
         if owner != (0, 0):
             os.chown(name, *owner, dir_fd=tree)
     for name, target in _LINKS:
         os.symlink(target, name, dir_fd=tree)
+        if owner != (0, 0):
+            os.chown(name, *owner, dir_fd=tree, follow_symlinks=False)
     return tree
 
 
-def add_device(root: RootFd, device: dict[str, Any], owner: tuple[int, int]) -> None:
-    """Makes the node of one OCI `linux.devices` entry, and the directories to it, below `root`."""
+def add_device(root: RootFd, device: dict[str, Any], top: str, owner: tuple[int, int]) -> None:
+    """Makes the node of one OCI `linux.devices` entry, and the directories to it. `root` is the
+    container's `top`.
+    """
     path, kind = device["path"], device.get("type", "c")
     if kind not in _KINDS:
         raise StageError(
@@ -70,8 +76,8 @@ def add_device(root: RootFd, device: dict[str, Any], owner: tuple[int, int]) -> 
     number = 0 if kind == "p" else os.makedev(device["major"], device["minor"])
     uid, gid = device.get("uid"), device.get("gid")
     try:
-        head, _, name = path.rstrip("/").rpartition("/")
-        parent = root.mkdirs(head or "/")
+        head, _, name = path.removeprefix(top).rstrip("/").rpartition("/")
+        parent = root.mkdirs(head or "/", uid=owner[0], gid=owner[1])
         try:
             os.mknod(name, bits, number, dir_fd=parent)
             # What stands here now is the node just made or, if somebody swaps, whatever they like; never a

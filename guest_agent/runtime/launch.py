@@ -23,7 +23,8 @@ from guest_agent.kernel.paths import O_PATH, RootFd
 from . import cgroups, console, process, protocol, users
 from .capabilities import DEFAULT
 from .devices import add_device
-from .mounts import CgroupView, Mount, Rootfs, open_binds, open_dev
+from .idmap import Mappings, mapped, mapped_overlay
+from .mounts import CgroupView, Mount, Rootfs, open_binds, open_dev, open_sysfs
 from .process import SYNC_FD
 from .stage import StageError, in_init
 
@@ -75,6 +76,7 @@ class Job:
         self.cgroup: cgroups.Cgroup | None = None
         self.in_cgroup = False  # born there (CLONE_INTO_CGROUP)
         self.pidfd = -1  # enter: the container's first process, as a descriptor
+        self.user_root: tuple[int, int] | None = None  # enter: host ids of the root of its user namespace
         self.signals: list[int] = []  # that are not at their defaults
         self.staging = ""  # an empty directory of ours
         self.oom_score_adj: int | None = None  # where the process asks for none
@@ -161,8 +163,8 @@ def start(job: Job) -> None:
     config = job.request["config"]
     linux = config.get("linux", {})
     new, join = namespaces(config)
-    if not new & s.CLONE_NEWNS or s.CLONE_NEWUSER in join or new & s.CLONE_NEWUSER:
-        text = "error during container init: it takes a new mount namespace and no user namespace"
+    if not new & s.CLONE_NEWNS or s.CLONE_NEWUSER in join:
+        text = "error during container init: it takes a new mount namespace, and no other's user namespace"
         raise StageError("namespaces", _EINVAL, text)
     _join_cgroup(job)
     _set_oom_score_adj(job, config["process"])
@@ -171,14 +173,20 @@ def start(job: Job) -> None:
     if profile:
         _confine(profile)
     _join_namespaces(join)
-    if not clone_flags(config):
+    sources = None
+    if new & s.CLONE_NEWUSER:
+        sources = _enter_user_namespace(job, config, new)
+    elif not clone_flags(config):
         _continue_in_child(job, new & ~s.CLONE_NEWCGROUP)
     if new & s.CLONE_NEWCGROUP:
         s.unshare(s.CLONE_NEWCGROUP)
     _name_host(config, new)
     _set_sysctls(job, linux.get("sysctl") or {}, new, join)
 
-    rootfs = _furnish(job, config, bool(new & s.CLONE_NEWCGROUP))
+    if sources is None:
+        sources = Sources(job, config)
+        sources.open()
+    rootfs = _furnish(job, config, sources, bool(new & s.CLONE_NEWCGROUP))
     spec = config["process"]
     identity = _identity(rootfs.root, spec)
     if spec.get("createCwd"):
@@ -202,7 +210,7 @@ def enter(job: Job) -> None:
     # period of the kernel's. It so must be cloned before the cgroup namespace is joined, which must hold
     # both groups.
     group = -1
-    if cgroups.version() == 2:
+    if cgroups.version() == 2 and not job.in_cgroup:
         group = os.open(job.cgroup.directories()[0], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     else:
         _join_cgroup(job)
@@ -210,7 +218,12 @@ def enter(job: Job) -> None:
     _new_session_keyring()
     if spec.get("apparmorProfile"):
         _confine(spec["apparmorProfile"])
-    _join_running(job.pidfd, _ALL_BUT_USER & ~s.CLONE_NEWCGROUP if group >= 0 else _ALL_BUT_USER)
+    if job.user_root:
+        _own_pipes(job, job.user_root)
+        _join_running(job.pidfd, _ALL_BUT_USER | s.CLONE_NEWUSER)
+        _become_root_of(-1)
+    else:
+        _join_running(job.pidfd, _ALL_BUT_USER & ~s.CLONE_NEWCGROUP if group >= 0 else _ALL_BUT_USER)
     with RootFd.at("/") as root:
         identity = _identity(root, spec)
         if spec.get("createCwd"):
@@ -405,28 +418,117 @@ def _is_host_network(job: Job, path: str) -> bool:
     return (status.st_dev, status.st_ino) == job.host_network
 
 
-def _furnish(job: Job, config: dict[str, Any], own_cgroup_namespace: bool) -> Rootfs:
+class Sources:
+    """The detached mounts that the container's tree will be made of, as far as the host has to lend them."""
+
+    def __init__(self, job: Job, config: dict[str, Any]) -> None:
+        self._job = job
+        self._config = config
+        self.staging = job.staging
+        self.mounts = [Mount(entry) for entry in config.get("mounts") or ()]
+        self.devices: list[dict[str, Any]] = list(config.get("linux", {}).get("devices") or ())
+        self.init = -1
+        self.root = -1
+
+    def open(self, userns: int = -1, owner: tuple[int, int] = (0, 0)) -> None:
+        """Opens everything, in a mount namespace of our own, and cuts that off from the host's.
+
+        `userns`: the user namespace through which the root's files are to be seen; `owner` is its root.
+        """
+        open_binds(self.mounts)
+        if self._config["process"].get("init"):
+            self.init = _open_init()
+        root = self._job.request["rootfs"]
+        try:
+            s.mount("", "/", flags=s.MS_REC | s.MS_SLAVE)
+            if userns >= 0:
+                _act_as(owner)
+            if not isinstance(root, str):
+                if userns >= 0:
+                    self.root = mapped_overlay(root, userns, self.staging)
+                else:
+                    self.root = open_overlay(root["lower"], root["upper"], root["work"], self.staging)
+            elif userns >= 0:
+                self.root = mapped(root, userns)
+            else:
+                self.root = s.open_tree(s.AT_FDCWD, root, s.OPEN_TREE_CLONE | s.AT_RECURSIVE)
+                s.mount_setattr(self.root, "", s.AT_EMPTY_PATH | s.AT_RECURSIVE, propagation=s.MS_PRIVATE)
+        except OSError as e:
+            raise in_init("rootfs", "error preparing rootfs", e) from e
+        dev = open_dev(self.mounts, owner)
+        if dev >= 0:
+            here = [device for device in self.devices if device["path"].startswith("/dev/")]
+            with RootFd(os.dup(dev)) as tree:
+                for device in here:
+                    add_device(tree, device, "/dev", owner)
+            self.devices = [device for device in self.devices if device not in here]
+
+
+def _enter_user_namespace(job: Job, config: dict[str, Any], new: int) -> Sources:
+    """Opens the sources with the host's privileges and goes on in a new user namespace, with all others in
+    it.
+    """
+    mappings = Mappings(config["linux"])
+    userns = mappings.new_namespace()
+    s.unshare(s.CLONE_NEWNS)
+    sources = Sources(job, config)
+    sources.open(userns, mappings.root)
+    if not new & s.CLONE_NEWNET:
+        # Of a network that is not its own a user namespace gets no sysfs.
+        open_sysfs(sources.mounts)
+    _own_pipes(job, mappings.root)
+    os.chdir(sources.staging)  # by its path it may be out of reach for who we are to become
+    sources.staging = "."
+    _become_root_of(userns)
+    _continue_in_child(job, new & ~(s.CLONE_NEWUSER | s.CLONE_NEWCGROUP))
+    return sources
+
+
+def _own_pipes(job: Job, owner: tuple[int, int]) -> None:
+    """Gives the pipes to a user namespace's root, who can give them on to its users."""
+    for fd in (job.stdin, job.stdout, job.stderr):
+        if fd >= 0:
+            os.fchown(fd, *owner)
+
+
+def _act_as(owner: tuple[int, int]) -> None:
+    """Changes to the ids of a user namespace's root, with all capabilities kept.
+
+    Overlay writes to its upper layer in the name of who mounted it, and that must be somebody the layer's
+    map knows.
+    """
+    s.prctl(s.PR_SET_KEEPCAPS, 1)
+    os.setresgid(owner[1], owner[1], owner[1])
+    os.setresuid(owner[0], owner[0], owner[0])
+    permitted = s.capget()[1]
+    s.capset(permitted, permitted, 0)
+
+
+def _become_root_of(userns: int) -> None:
+    try:
+        if userns >= 0:
+            s.setns(userns, s.CLONE_NEWUSER)
+        os.setgroups(())
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    except OSError as e:
+        raise in_init("namespaces", "unable to become root of the user namespace", e) from e
+
+
+def _furnish(job: Job, config: dict[str, Any], sources: Sources, own_cgroup_namespace: bool) -> Rootfs:
     """Builds the container's file system tree, short of pivoting into it."""
     linux = config.get("linux", {})
-    mounts = [Mount(entry) for entry in config.get("mounts") or ()]
-    open_binds(mounts)
-    init = _open_init(config) if config["process"].get("init") else -1
     try:
-        s.mount("", "/", flags=s.MS_REC | s.MS_SLAVE)
-        tree = _open_root(job)
-        rootfs = Rootfs(tree, job.staging)
+        rootfs = Rootfs(sources.root, sources.staging)
     except OSError as e:
         raise in_init("rootfs", "error preparing rootfs", e) from e
-    has_dev = open_dev(mounts, (0, 0))
     view = CgroupView(job.cgroup.path if job.cgroup else "/", cgroups.hierarchies(), own_cgroup_namespace)
-    for mount in mounts:
+    for mount in sources.mounts:
         rootfs.mount(mount, view)
-    if init >= 0:
-        _mount_init(rootfs, init, config)
-    devices = linux.get("devices") or ()
-    if has_dev:
-        for device in devices:
-            add_device(rootfs.root, device, (0, 0))
+    if sources.init >= 0:
+        _mount_init(rootfs, sources.init, config)
+    for device in sources.devices:
+        add_device(rootfs.root, device, "", (0, 0))
     rootfs.make_read_only(linux.get("readonlyPaths") or [])
     null = os.open("/dev/null", O_PATH)
     status = os.fstat(null)
@@ -438,16 +540,6 @@ def _furnish(job: Job, config: dict[str, Any], own_cgroup_namespace: bool) -> Ro
     return rootfs
 
 
-def _open_root(job: Job) -> int:
-    """The detached mount of the root file system."""
-    root = job.request["rootfs"]
-    if isinstance(root, str):
-        tree = s.open_tree(s.AT_FDCWD, root, s.OPEN_TREE_CLONE | s.AT_RECURSIVE)
-        s.mount_setattr(tree, "", s.AT_EMPTY_PATH | s.AT_RECURSIVE, propagation=s.MS_PRIVATE)
-        return tree
-    return open_overlay(root["lower"], root["upper"], root["work"], job.staging)
-
-
 _INIT_PATH = "/sbin/docker-init"
 _INIT_BINARY = os.path.join(
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
@@ -456,7 +548,7 @@ _INIT_BINARY = os.path.join(
 )
 
 
-def _open_init(config: dict[str, Any]) -> int:
+def _open_init() -> int:
     try:
         return s.open_tree(s.AT_FDCWD, _INIT_BINARY, s.OPEN_TREE_CLONE)
     except OSError as e:

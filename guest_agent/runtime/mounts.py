@@ -87,18 +87,48 @@ def open_binds(mounts: list[Mount]) -> None:
             mount.tree = s.open_tree(s.AT_FDCWD, mount.source, flags)
         except OSError as e:
             raise mount.failed(e, "stat") from e
+        try:
+            _apply(mount.tree, mount.options)
+        except OSError as e:
+            raise mount.failed(e) from e
 
 
-def open_dev(mounts: list[Mount], owner: tuple[int, int]) -> bool:
-    """Makes the tmpfs for /dev when the container has one of its own; whether it has."""
+def open_dev(mounts: list[Mount], owner: tuple[int, int]) -> int:
+    """Makes the tmpfs for /dev, when the container has one of its own; -1 when not."""
     for mount in mounts:
         if mount.path == "/dev" and mount.kind == "tmpfs":
             try:
                 mount.tree = new_dev(mount.source, mount.options, owner)
             except OSError as e:
                 raise mount.failed(e) from e
-            return True
-    return False
+            return mount.tree
+    return -1
+
+
+def open_sysfs(mounts: list[Mount]) -> None:
+    """Makes sysfs here and now, with this process's view of the network."""
+    for mount in mounts:
+        if mount.kind == "sysfs":
+            try:
+                mount.tree = _new_file_system(mount, mount.options.data)
+            except OSError as e:
+                raise mount.failed(e) from e
+
+
+def _new_file_system(mount: Mount, data: list[str]) -> int:
+    options = mount.options
+    with s.FsContext(mount.kind) as context:
+        context.set("source", mount.source)
+        for item in data:
+            key, separator, value = item.partition("=")
+            if separator:
+                context.set(key, value)
+            else:
+                context.flag(key)
+        context.create()
+        # A tmpfs stays writable for a while: later mounts may need directories in it.
+        late = s.MOUNT_ATTR_RDONLY if mount.kind == "tmpfs" else 0
+        return context.mount((options.set | options.set_all) & ~late)
 
 
 class Rootfs:
@@ -123,11 +153,10 @@ class Rootfs:
             if mount.kind in ("cgroup", "cgroup2"):
                 tree = cgroup.tree(mount)
             elif mount.tree < 0:
-                tree = self._new_file_system(mount)
+                mode = self._tmpfs_mode(mount.destination) if mount.kind == "tmpfs" else []
+                tree = _new_file_system(mount, mode + mount.options.data)
             else:
                 tree = mount.tree
-                if mount.kind == "bind":
-                    _apply(tree, mount.options)
             target = self._target(mount, tree)
             attach(tree, target)
             if mount.kind == "cgroup":
@@ -137,26 +166,9 @@ class Rootfs:
         if mount.kind == "devpts" and self.devpts < 0:
             self.devpts = tree
         elif mount.kind == "tmpfs" and mount.options.set & s.MOUNT_ATTR_RDONLY:
-            self._read_only_later.append(tree)  # later mounts may need directories in it
+            self._read_only_later.append(tree)
         else:
             os.close(tree)
-
-    def _new_file_system(self, mount: Mount) -> int:
-        options = mount.options
-        with s.FsContext(mount.kind) as context:
-            context.set("source", mount.source)
-            data = options.data
-            if mount.kind == "tmpfs":
-                data = self._tmpfs_mode(mount.destination) + data
-            for item in data:
-                key, separator, value = item.partition("=")
-                if separator:
-                    context.set(key, value)
-                else:
-                    context.flag(key)
-            context.create()
-            late = s.MOUNT_ATTR_RDONLY if mount.kind == "tmpfs" else 0
-            return context.mount((options.set | options.set_all) & ~late)
 
     def _tmpfs_mode(self, destination: str) -> list[str]:
         """A tmpfs over a directory that is there takes that directory's mode, as in runc (1777 for /tmp)."""

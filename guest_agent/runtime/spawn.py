@@ -66,7 +66,7 @@ def spawn_monitor(run: str) -> tuple[socket.socket, int]:
 def _sealed(interpreter: str, run: str) -> tuple[int, str]:
     """A descriptor that keeps an unwritable `interpreter` alive, and the path to execute it by."""
     empty = os.path.join(run, "rootfs")
-    os.makedirs(empty, mode=0o700, exist_ok=True)
+    os.makedirs(empty, mode=0o755, exist_ok=True)
     try:
         directory, name = os.path.split(interpreter)
         tree = open_overlay([directory, empty], "", "", empty)
