@@ -222,8 +222,9 @@ class Response:
                 while size:
                     piece = source.read_up_to(size)
                     size -= len(piece)
+                    if not size:
+                        source.read_line()  # first, so that nothing of this chunk is left to come
                     yield piece
-                source.read_line()
         elif self._left >= 0:
             left = self._left
             while left:

@@ -39,11 +39,11 @@ def attach(session: Session, parsed: Parsed) -> int:
     container = session.client.get(f"/containers/{quote(parsed.args[0])}/json")
     state, config = container["State"], container["Config"]
     if not state["Running"]:
-        raise CliError("cannot attach to a stopped container, start it first")
+        raise CliError("You cannot attach to a stopped container, start it first")
     if state["Paused"]:
-        raise CliError("cannot attach to a paused container, unpause it first")
+        raise CliError("You cannot attach to a paused container, unpause it first")
     if state["Restarting"]:
-        raise CliError("cannot attach to a restarting container, wait until it is running")
+        raise CliError("You cannot attach to a restarting container, wait until it is running")
     _check_terminal(not parsed["no-stdin"], config["Tty"])
     attachment = Attachment(
         session.client,

@@ -43,8 +43,8 @@ def events(session: Session, parsed: Parsed) -> int:
         except TemplateError as error:
             raise CliError(f"Error parsing format: {error}", status=64)
     query = {
-        "since": api_time(parsed["since"], "since"),
-        "until": api_time(parsed["until"], "until"),
+        "since": api_time(parsed["since"]),
+        "until": api_time(parsed["until"]),
         "filters": filters(parsed["filter"]),
     }
     for event in session.client.messages("GET", "/events", query):

@@ -55,13 +55,14 @@ def timestamp(text: str) -> str:
     return f"{seconds}.{(rest[1:] or '0').ljust(9, '0')[:9]}"
 
 
-def api_time(text: str, flag: str) -> str:
-    """`timestamp` with an error that names the flag."""
+def api_time(text: str, flag: str = "") -> str:
+    """`timestamp` with docker's error, which names the flag where one is given."""
     try:
         return timestamp(text)
     except ValueError:
+        where = f'invalid value for "{flag}": ' if flag else ""
         raise CliError(
-            f'invalid value for "{flag}": {text}',
+            f'{where}failed to parse value as time or duration: "{text}"',
             "write a time as 2013-01-02T13:23:37Z, or a duration ago as 42m",
         )
 

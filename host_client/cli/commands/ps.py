@@ -206,6 +206,8 @@ def ps(session: Session, parsed: Parsed) -> int:
     items = session.client.get("/containers/json", query)
     full = parsed["no-trunc"]
     if parsed["quiet"]:
+        if parsed["format"]:
+            output.warn("Ignoring custom format, because both --format and --quiet are set.")
         output.out("".join((item["Id"] if full else item["Id"][:12]) + "\n" for item in items))
         return 0
     listing(full, parsed["size"]).show(items, layout)

@@ -206,7 +206,8 @@ class _Live:
             )
         for name in self._names:
             self._add(name, required=not self._follow)
-        due = time.monotonic() + (1.5 if self._items else 0)  # the first figures take the engine a second
+        # The first figures take the engine a second; after two, what is there is shown.
+        due, drawn = time.monotonic() + (2 if self._items else 0), False
         while events is not None or self._items:
             sources: list[Sampled] = [*self._items.values(), *([events] if events else [])]
             for source in select.select(sources, [], [], max(0.0, due - time.monotonic()))[0]:
@@ -216,9 +217,10 @@ class _Live:
                         return
                     self._event(events.figures)
             self._items = {name: item for name, item in self._items.items() if not item.ended}
-            if time.monotonic() >= due or (all(item.figures for item in self._items.values()) and due == 0):
+            complete = not drawn and all(item.figures for item in self._items.values())
+            if complete or time.monotonic() >= due:
                 self._draw()
-                due = time.monotonic() + INTERVAL
+                due, drawn = time.monotonic() + INTERVAL, True
         output.out("\x1b[H\x1b[J")
 
     def _add(self, name: str, required: bool) -> None:
