@@ -7,15 +7,18 @@ Paths below a volume or an image are resolved by the kernel inside it, so a link
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-import shutil
 import socket
 
 from guest_agent.errors import InternalError, InvalidParameter
 from guest_agent.kernel import syscalls
 from guest_agent.kernel.paths import O_PATH, RootFd
+from guest_agent.kernel.trees import remove_tree
 from guest_agent.runtime.types import Overlay
+
+log = logging.getLogger(__name__)
 
 _ASIDE = ".removed-"
 
@@ -175,4 +178,12 @@ def delete_set_aside(directory: str) -> None:
     """Deletes what an earlier agent had set aside and not yet deleted."""
     for name in os.listdir(directory):
         if name.startswith(_ASIDE):
-            shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
+            delete(os.path.join(directory, name))
+
+
+def delete(path: str) -> None:
+    """Deletes what was set aside; what cannot be deleted is tried again at the next start."""
+    try:
+        remove_tree(path)
+    except OSError as error:
+        log.warning("cannot remove %s: %s", path, error)

@@ -18,12 +18,20 @@ def directory_size(path: str) -> int:
     """Bytes of all files below `path`, hard links counted once. Blocks."""
     total = 0
     seen: set[tuple[int, int]] = set()
-    for directory, _, names in os.walk(path):
-        for name in names:
+    waiting = [path]  # os.walk recurses, and a container's tree may be deeper than Python does
+    while waiting:
+        try:
+            entries = list(os.scandir(waiting.pop()))
+        except OSError:
+            continue  # gone meanwhile
+        for entry in entries:
             try:
-                info = os.lstat(os.path.join(directory, name))
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                    continue
+                info = entry.stat(follow_symlinks=False)
             except OSError:
-                continue  # gone meanwhile
+                continue
             if info.st_nlink > 1:
                 key = (info.st_dev, info.st_ino)
                 if key in seen:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 
@@ -206,7 +205,7 @@ class Volumes:
         self._volumes.pop(name, None)
         self._store.post(TABLE, name, None)
         trash = host_mounts.set_aside(self._roots.data_path("volumes"), name)
-        task = asyncio.get_running_loop().create_task(asyncio.to_thread(shutil.rmtree, trash, True))
+        task = asyncio.get_running_loop().create_task(asyncio.to_thread(host_mounts.delete, trash))
         self._deleting.add(task)
         task.add_done_callback(self._deleting.discard)
         self._events.publish("volume", "destroy", name, {"driver": DRIVER})

@@ -7,6 +7,7 @@ next collection.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import uuid
@@ -22,6 +23,13 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 def digest_of(data: bytes) -> str:
     """The sha256 digest of `data`."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+class DiskFull(Unavailable):
+    """There is no room for what was to be written."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "Free space below the data root, e.g. with 'image prune', and try again.")
 
 
 class BlobWriter:
@@ -59,10 +67,10 @@ class BlobWriter:
             while (done := os.write(self.fd, data)) < len(data):
                 data = data[done:]
         except OSError as e:
-            raise Unavailable(
-                f"write {self.path}: {(e.strerror or '').lower()}",
-                "Free space below the data root, e.g. with 'image prune', and try again.",
-            ) from e
+            text = f"write {self.path}: {(e.strerror or '').lower()}"
+            if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(text) from e
+            raise Unavailable(text, "Look at the disk.") from e
 
     @property
     def digest(self) -> str:

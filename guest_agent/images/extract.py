@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from guest_agent.errors import EngineError, Unavailable
+from guest_agent.errors import EngineError
 from guest_agent.images import tar
+from guest_agent.images.content import DiskFull
 from guest_agent.images.tar import Entry, TarError, TarReader
 from guest_agent.kernel.paths import O_PATH, RootFd, open_in_root
+from guest_agent.kernel.trees import remove_tree
 
 _MAX_OPEN_DIRS = 48
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -68,7 +69,7 @@ def explain(error: OSError, action: str) -> EngineError:
     """The user's sentence for a failed system call on an entry."""
     text = f"{action}: {(error.strerror or str(error)).lower()}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Unavailable(text, "Free space below the data root, e.g. with 'image prune', and try again.")
+        return DiskFull(text)
     return TarError(text, "The archive does not fit what is there, or it is damaged.")
 
 
@@ -106,7 +107,7 @@ class Extractor:
         self._forget_dirs()
 
     def extract(self, reader: TarReader) -> None:
-        """Extracts the whole stream. Raises TarError, Unavailable (disk full)."""
+        """Extracts the whole stream. Raises TarError, DiskFull."""
         for entry in reader:
             self.add(entry, reader)
         self.finish()
@@ -313,7 +314,7 @@ class Extractor:
                 self._drop_below(path)
             return
         self._drop_below(path)
-        shutil.rmtree(name, dir_fd=parent)
+        remove_tree(name, parent)
 
     def _drop_below(self, path: str) -> None:
         """Forgets descriptors of directories which `path` or something below it led to."""

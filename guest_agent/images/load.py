@@ -64,7 +64,7 @@ def load(
 
 
 def _store(store: ImageStore, lease: Lease, archive: _Archive, wanted: _Wanted, progress: Say) -> Loaded:
-    diffs = _diff_ids(wanted.config)
+    diffs: list[str] = (manifest.parse_config(wanted.config).get("rootfs") or {}).get("diff_ids") or []
     if len(diffs) != len(wanted.layers):
         raise InvalidParameter(
             f"invalid manifest, layers length mismatch: expected {len(diffs)}, got {len(wanted.layers)}"
@@ -268,15 +268,6 @@ def _dicts(value: Any, what: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise InvalidParameter(f"invalid archive: {what} is malformed")
     return list(value)
-
-
-def _diff_ids(config: bytes) -> list[str]:
-    document = _parse(config, dict, "image configuration")
-    rootfs = document.get("rootfs")
-    diffs = _strings(rootfs.get("diff_ids") if isinstance(rootfs, dict) else None, "diff_ids")
-    for diff in diffs:
-        reference.check_digest(diff)
-    return diffs
 
 
 def now() -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from guest_agent.images.messages import INTERVAL, Say, message
+from guest_agent.images.messages import Say, message
 from guest_agent.images.transfer import LayerJob
 
 
@@ -36,16 +34,6 @@ class PullProgress:
     def follow(self, id: str, job: LayerJob) -> None:
         """A layer that is being fetched from now on."""
         self._lines.append(_Line(id, job))
-
-    def wait(self, finished: Callable[[], bool], wake: threading.Event) -> None:
-        """Tells what changes until `finished`; `wake` interrupts the wait for the next look."""
-        while True:
-            wake.clear()
-            done = finished()
-            self.update()
-            if done:
-                return
-            wake.wait(INTERVAL)
 
     def update(self) -> None:
         """Tells what has changed."""

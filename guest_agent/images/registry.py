@@ -127,8 +127,6 @@ class Registry:
         self._session.mount("https://", _Adapter(lambda: tls_context(endpoint, config)))
         self._session.headers["User-Agent"] = f"wherry/{__version__}"
         self._session.headers["Accept-Encoding"] = "identity"
-        self._connect_timeout = _CONNECT_TIMEOUT
-        self._stop = threading.Event()
 
     def __enter__(self) -> Registry:
         return self
@@ -150,10 +148,6 @@ class Registry:
                 ) from e
             raise
         return self._authenticator.identity_token
-
-    def cancel(self) -> None:
-        """Ends waiting for another try; requests under way end with an error at their next byte."""
-        self._stop.set()
 
     def get(
         self,
@@ -190,9 +184,9 @@ class Registry:
                 raise refusal(response)
         raise AssertionError("unreachable")
 
-    def _wait(self, attempt: int, seconds: float | None = None) -> None:
-        if self._stop.wait(min(0.25 * 2**attempt, 10.0) if seconds is None else seconds):
-            raise Cancelled("cancelled")
+    @staticmethod
+    def _wait(attempt: int, seconds: float | None = None) -> None:
+        time.sleep(min(0.25 * 2**attempt, 10.0) if seconds is None else seconds)
 
     def _authorised(
         self, method: str, url: str, scope: str, headers: Mapping[str, str], params: Mapping[str, str]
@@ -216,8 +210,6 @@ class Registry:
 
     def send(self, method: str, url: str, **options: Any) -> requests.Response:
         """One request, its answer whatever it is. Raises Unreachable, CertificateError."""
-        if self._stop.is_set():
-            raise Cancelled("cancelled")
         host = url.split("/", 3)[2]
         verify = self.endpoint.verify or host != self.endpoint.host
         try:
@@ -226,7 +218,7 @@ class Registry:
                 url,
                 stream=True,
                 allow_redirects=True,
-                timeout=(self._connect_timeout, _READ_TIMEOUT),
+                timeout=(_CONNECT_TIMEOUT, _READ_TIMEOUT),
                 proxies=proxies(url),
                 verify=verify,
                 **options,

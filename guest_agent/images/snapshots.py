@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
-import shutil
 import stat
 import struct
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
 
+from guest_agent.kernel.trees import remove_tree
 from guest_agent.runtime.types import Overlay
+
+log = logging.getLogger(__name__)
 
 MAX_LAYERS = 127  # Docker's limit, well within overlay's 500
 
@@ -99,8 +102,11 @@ class Snapshots:
             self.discard(staged)
 
     def discard(self, staged: str) -> None:
-        """Removes a staged directory."""
-        shutil.rmtree(staged, ignore_errors=True)
+        """Removes a directory below `staging`; what cannot be removed is tried again at the next start."""
+        try:
+            remove_tree(staged)
+        except OSError as e:
+            log.warning("cannot remove %s: %s", staged, e)
 
     def delete(self, chain: str) -> None:
         """Takes a layer away at once; its files go in the background."""
@@ -175,4 +181,4 @@ class Snapshots:
                     self._sweeping = False
                     return
                 path = self._rubbish.pop()
-            shutil.rmtree(path, ignore_errors=True)
+            self.discard(path)

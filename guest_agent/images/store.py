@@ -10,7 +10,6 @@ block it.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import threading
 import time
@@ -22,6 +21,7 @@ from guest_agent.errors import Conflict, InternalError, InvalidParameter, NotFou
 from guest_agent.images import reference
 from guest_agent.images.config import RegistryConfig
 from guest_agent.images.content import BlobStore
+from guest_agent.images.manifest import parse_config
 from guest_agent.images.metadata import Metadata
 from guest_agent.images.reference import Reference
 from guest_agent.images.snapshots import MAX_LAYERS, Snapshots, chain_ids
@@ -242,7 +242,7 @@ class ImageStore:
         """The configuration of an image (shared, do not change it)."""
         config = self._configs.get(id)
         if config is None:
-            config = json.loads(self.content.read(id))
+            config = parse_config(self.content.read(id))
             if len(self._configs) >= _CACHED_CONFIGS:
                 self._configs.clear()
             self._configs[id] = config
@@ -314,7 +314,7 @@ class ImageStore:
         Returns it, and the tags (familiar) that stood for another image before.
         """
         config = self.config(id)
-        diffs: list[str] = config.get("rootfs", {}).get("diff_ids") or []
+        diffs: list[str] = (config.get("rootfs") or {}).get("diff_ids") or []
         if len(diffs) > MAX_LAYERS:
             raise InvalidParameter(
                 f"max depth exceeded: the image has {len(diffs)} layers, the limit is {MAX_LAYERS}"
@@ -383,22 +383,23 @@ class ImageStore:
         Returns the chain ids removed, topmost first.
         """
         with self.lock:
-            rows = {row[0]: LayerRow(*row) for row in self.metadata.rows("SELECT * FROM layers")}
-            live: set[str] = set()
-            tops = {chain for (chain,) in self.metadata.rows("SELECT chain FROM containers")}
-            tops |= {chain for (chain,) in self.metadata.rows("SELECT DISTINCT chain FROM image_layers")}
-            for lease in self.leases:
-                tops |= lease.chains
-            for chain in tops:
-                while chain and chain not in live:
-                    live.add(chain)
-                    chain = rows[chain].parent if chain in rows else ""
-            dead = [row for chain, row in rows.items() if chain not in live]
-            if dead:
-                with self.metadata.transaction() as db:
-                    db.executemany("DELETE FROM layers WHERE chain = ?", [(row.chain,) for row in dead])
-                for row in dead:
-                    self.snapshots.delete(row.chain)
+            # What is dead is decided in the transaction that removes it, so that a container made at the same
+            # time either finds its layers gone or keeps them.
+            with self.metadata.transaction() as db:
+                rows = {row[0]: LayerRow(*row) for row in db.execute("SELECT * FROM layers")}
+                tops = {chain for (chain,) in db.execute("SELECT chain FROM containers")}
+                tops |= {chain for (chain,) in db.execute("SELECT DISTINCT chain FROM image_layers")}
+                for lease in self.leases:
+                    tops |= lease.chains
+                live: set[str] = set()
+                for chain in tops:
+                    while chain and chain not in live:
+                        live.add(chain)
+                        chain = rows[chain].parent if chain in rows else ""
+                dead = [row for chain, row in rows.items() if chain not in live]
+                db.executemany("DELETE FROM layers WHERE chain = ?", [(row.chain,) for row in dead])
+            for row in dead:
+                self.snapshots.delete(row.chain)
             self._collect_blobs()
             return [row.chain for row in _topmost_first(dead)]
 

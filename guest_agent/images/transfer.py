@@ -72,29 +72,22 @@ class Transfers:
         below: LayerJob | None,
         sources: Sequence[Repository],
         wake: threading.Event,
-        cancelled: threading.Event,
-    ) -> LayerJob:
+    ) -> LayerJob | None:
         """The job that brings in a layer, started now if there is none; `unwatch` ends the interest.
 
-        Waits while many jobs are under way. The caller leases the blob and the chain. `wake` is set when
-        the job has finished. Raises Cancelled.
+        None while many jobs are under way: try again soon. The caller leases the blob and the chain. `wake`
+        is set when the job has finished.
         """
-        while True:
-            with self._lock:
-                job = self._jobs.get(chains[-1])
-                if job is not None:
-                    job.watchers += 1
-                    job.wakes.append(wake)
-                    return job
-            while not self._in_flight.acquire(timeout=0.5):
-                if cancelled.is_set():
-                    raise Cancelled("cancelled")
-            with self._lock:
-                if chains[-1] not in self._jobs:
-                    job = self._start(chains, diff, blob, below, sources)
-                    job.wakes.append(wake)
-                    return job
-            self._in_flight.release()  # another pull was faster
+        with self._lock:
+            job = self._jobs.get(chains[-1])
+            if job is not None:
+                job.watchers += 1
+            elif self._in_flight.acquire(blocking=False):
+                job = self._start(chains, diff, blob, below, sources)
+            else:
+                return None
+            job.wakes.append(wake)
+            return job
 
     def _start(
         self,
@@ -175,6 +168,8 @@ class Transfers:
             self._in_flight.release()
 
     def _bring_in(self, job: LayerJob) -> None:
+        if self._store.layer(job.chain) is not None:
+            return  # another pull has just brought it in
         with StagedLayer(self._store.snapshots, base=len(job.chains) == 1) as staged:
             with self._unpack_slots:
                 small = job.blob.size <= SMALL

@@ -56,7 +56,7 @@ class StagedLayer:
     def unpack(self, read: Read, expected: str = "", small: bool = False) -> None:
         """Extracts the (compressed) stream and computes its diff id; a `small` one is not worth a thread.
 
-        Raises TarError, Unavailable (disk full), InternalError when the diff id is not `expected`.
+        Raises TarError, DiskFull, InternalError when the diff id is not `expected`.
         """
         digest = hashlib.sha256()
         stream = Decompressed(read)

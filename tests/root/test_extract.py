@@ -184,6 +184,8 @@ def test_a_very_deep_path(tmp_path: Path) -> None:
         assert root.read(f"{deep}/f") == b"new"
     with pytest.raises(TarError, match="name too long"):
         extract(archive(file("/".join(["d"] * 3000) + "/f")), tmp_path / "out")
+    extract(archive(file("d", b"in its place")), tmp_path / "out")
+    assert (tmp_path / "out/d").read_bytes() == b"in its place"
 
 
 def test_later_entries_replace_earlier_ones(tmp_path: Path) -> None:

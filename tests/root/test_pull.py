@@ -382,6 +382,25 @@ def test_names_that_do_not_resolve_and_ports_where_nobody_listens(store: ImageSt
     )
 
 
+def test_proxies_of_the_environment(
+    open_store: OpenStore, faulty: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name resolves nowhere, so only the proxy can have answered; the loopback network has none."""
+    faulty.image("proxied:latest", [layer("a")])
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://{faulty.address}")
+    store = open_store(RegistryConfig(insecure=["registry.invalid"]))
+    image, _ = pull(store, "registry.invalid/proxied")
+    assert image.repo_tags == ("registry.invalid/proxied:latest",)
+    seen = len(faulty.requests)
+    assert "connection refused" in refused(store, "127.0.0.1:1/x", Unavailable)
+    assert len(faulty.requests) == seen
+    message = refused(open_store(), "registry.invalid/other", Unavailable)
+    assert message.startswith('Get "https://registry.invalid/v2/": proxyconnect tcp: ')
+    monkeypatch.setenv("NO_PROXY", "registry.invalid")
+    assert "lookup registry.invalid" in refused(open_store(), "registry.invalid/other", Unavailable)
+
+
 def test_nothing_there(store: ImageStore, faulty: FaultyRegistry, plain_registry: registry.Registry) -> None:
     name = f"{plain_registry.address}/busybox:nosuch"
     assert (
@@ -500,9 +519,12 @@ def test_malformed_documents_are_errors_of_ours(store: ImageStore, faulty: Fault
             "bad:latest", document, "" if isinstance(document, bytes) else document.get("mediaType", "")
         )
         refused(store, f"{faulty.address}/bad", EngineError)
-    for number, bad in enumerate(
-        (b'{"rootfs": 1}', b'{"rootfs": {"diff_ids": [1]}}', b'{"os": "windows"}', b"\xff")
-    ):
+    configurations = [
+        b'{"rootfs": 1}', b'{"rootfs": {"diff_ids": [1]}}', b'{"rootfs": {"diff_ids": ["../x"]}}', b'{"os": "windows"}',
+        b"\xff", b'{"config": []}', b'{"config": {"Labels": ["a"]}}', b'{"config": {"Env": "A=b"}}',
+        b'{"config": {"Volumes": 7}}', b'{"history": [7]}', b'{"history": {"a": 1}}', b'{"created": 7}', b"[" * 100_000,
+    ]  # fmt: skip
+    for number, bad in enumerate(configurations):
         described = faulty.blob(bad, CONFIG)
         faulty.manifest(
             f"bad{number}:latest",
