@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 AGENT_FD = 3
 _OOM_SCORE_ADJ = -999
 _SUN_PATH_MAX = 107
+_LONELY_SECONDS = 5.0
 
 
 class Connection:
@@ -131,10 +132,18 @@ class Monitor:
         if not self._connections:
             for container in self._containers.values():
                 container.forget_ended_execs()
+            self.loop.later(_LONELY_SECONDS, self._leave_if_lonely)
 
     def _announce(self, event: protocol.Message) -> None:
         for connection in list(self._connections):
             connection.send(event)
+        if not self._connections:
+            self.loop.later(_LONELY_SECONDS, self._leave_if_lonely)
+
+    def _leave_if_lonely(self) -> None:
+        """Ends the monitor when no agent has come back and nothing runs; exit codes are in their files."""
+        if not self._connections and all(container.init.ended for container in self._containers.values()):
+            self._leave()
 
     def serve(self, connection: Connection, message: protocol.Message, fds: list[int]) -> None:
         """Carries out one request. Descriptors that are not taken out of `fds` are closed."""
@@ -243,9 +252,12 @@ class Monitor:
         running = sum(not container.init.ended for container in self._containers.values())
         if running:
             raise Failure("conflict", f"{running} containers are running")
+        self._leave()
+        answer()
+
+    def _leave(self) -> None:
         for container in list(self.host.deleting.values()):
             container.delete_group_now()
-        answer()
         self._listener.close()
         for name in ("monitor.sock", "monitor.pid"):
             try:

@@ -336,6 +336,22 @@ def test_shutdown(tmp_path: Path) -> None:
     alone(tmp_path, body)
 
 
+def test_monitor_that_nobody_needs_ends(tmp_path: Path) -> None:
+    async def body(runtime: Runtime) -> None:
+        container = new_id()
+        pid = await runtime.monitor.start(runtime.launch(config(container, "sleep", "60")))
+        monitor = monitor_pid(runtime.roots)
+        await runtime.monitor.close()
+        assert not await asyncio.to_thread(gone, monitor, 6.0)  # a container runs
+        os.kill(pid, signal.SIGKILL)
+        assert (await runtime.wait_file(container))["code"] == 137
+        assert await asyncio.to_thread(gone, monitor, 10.0)
+        await runtime.connect()
+        assert runtime.monitor.running() == {}
+
+    alone(tmp_path, body)
+
+
 def test_signals_do_not_end_the_monitor(driver: Driver) -> None:
     pid = monitor_pid(driver.runtime.roots)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
