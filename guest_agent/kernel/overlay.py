@@ -12,6 +12,10 @@ from .syscalls import FsContext
 _STRING_MAX = 255  # fsconfig(2)
 _LAYER_BY_LAYER = syscalls.LINUX >= (6, 8)
 
+# Features some kernels have on by default. With them a writable directory holds names and contents that only
+# its own mount understands, and could not be compared or made a layer of.
+_PLAIN = ("redirect_dir", "metacopy", "index")
+
 
 def open_overlay(
     lower: list[str], upper: str, work: str, staging: str, layer_by_layer: bool = _LAYER_BY_LAYER
@@ -56,6 +60,8 @@ def _layer_by_layer(lower: list[str], upper: str, work: str) -> int:
         if upper:
             context.set("upperdir", upper)
             context.set("workdir", work)
+            for option in _PLAIN:
+                context.set(option, "off")
         context.create()
         return context.mount()
 
@@ -63,7 +69,7 @@ def _layer_by_layer(lower: list[str], upper: str, work: str) -> int:
 def _in_one_string(lower: list[str], upper: str, work: str, staging: str) -> int:
     data = "lowerdir=" + ":".join(lower)
     if upper:
-        data += f",upperdir={upper},workdir={work}"
+        data += f",upperdir={upper},workdir={work}," + ",".join(f"{option}=off" for option in _PLAIN)
     syscalls.mount("overlay", staging, "overlay", 0, data)
     try:
         return syscalls.open_tree(syscalls.AT_FDCWD, staging, syscalls.OPEN_TREE_CLONE)
