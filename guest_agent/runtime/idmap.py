@@ -75,7 +75,16 @@ def _write(path: str, mappings: list[dict[str, int]]) -> None:
 def mapped(path: str, userns: int) -> int:
     """A detached clone of the directory `path` whose owners are mapped by the user namespace."""
     tree = s.open_tree(s.AT_FDCWD, path, s.OPEN_TREE_CLONE)
-    s.mount_setattr(tree, "", s.AT_EMPTY_PATH, s.MOUNT_ATTR_IDMAP, propagation=s.MS_PRIVATE, userns=userns)
+    try:
+        s.mount_setattr(
+            tree, "", s.AT_EMPTY_PATH, s.MOUNT_ATTR_IDMAP, propagation=s.MS_PRIVATE, userns=userns
+        )
+    except OSError as e:
+        os.close(tree)
+        if e.errno != _EINVAL:
+            raise
+        text = f"the file system of {path} cannot show its files in a user namespace (idmapped mounts)"
+        raise StageError("rootfs", _EINVAL, f"error during container init: {text}") from e
     return tree
 
 

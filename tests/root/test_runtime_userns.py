@@ -167,3 +167,10 @@ def test_exits_and_out_of_memory(driver: Driver) -> None:
     limits = {"memory": {"limit": 16 << 20, "swap": 16 << 20}}
     result = driver.run("tail", "-n1", "/dev/zero", linux=linux(resources=limits))
     assert (result.code, result.exit.oom_killed) == (137, True)
+
+
+def test_file_system_that_cannot_be_mapped(driver: Driver) -> None:
+    with pytest.raises(
+        LaunchError, match="the file system of /proc cannot show its files in a user namespace"
+    ):
+        driver.start("true", rootfs="/proc", linux=linux())
