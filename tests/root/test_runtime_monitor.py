@@ -541,3 +541,12 @@ def test_spare_launch_child(tmp_path: Path) -> None:
         assert children(monitor) == []
 
     alone(tmp_path, body)
+
+
+def test_environment_and_path_of_the_monitor(driver: Driver) -> None:
+    """Nothing of the agent's environment, current directory or site decides what the monitor imports."""
+    pid = monitor_pid(driver.runtime.roots)
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    names = {entry.partition(b"=")[0].decode() for entry in environment if entry}
+    assert names <= {"PATH", "LC_ALL", "LD_LIBRARY_PATH"}
+    assert {"-I", "-S"} <= set(Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"))
