@@ -43,11 +43,15 @@ class Row:
 
     def cells(self) -> list[str]:
         value = self.ours / self.peer if self.of_ratio and self.peer else self.ours
+
+        def amount(figure: float) -> str:
+            return f"{figure:.{1 if figure >= 1 else 2}f} {self.unit}"
+
         ratio = f"{self.ours / self.peer:.2f}" if self.peer else ""
         budget = f"≤ {self.limit:g} ×" if self.of_ratio else f"≤ {self.limit:g} {self.unit}"
-        peer = f"{self.peer:.1f} {self.unit}" if self.peer is not None else ""
+        peer = amount(self.peer) if self.peer is not None else ""
         return [
-            *(self.what, f"{self.ours:.1f} {self.unit}", peer, self.peer_name),
+            *(self.what, amount(self.ours), peer, self.peer_name),
             *(ratio, budget, "yes" if value <= self.limit else "NO"),
         ]
 
