@@ -68,9 +68,7 @@ class Runc:
         stack.callback(shutil.rmtree, self.bundle, ignore_errors=True)
         rootfs = self.bundle / "rootfs"
         rootfs.mkdir()
-        blobs = image("busybox:latest").layout / "blobs" / "sha256"
-        layer = max(blobs.iterdir(), key=lambda path: path.stat().st_size)
-        run("tar", "--extract", "--gzip", "--file", str(layer), "--directory", str(rootfs))
+        image("busybox:latest").unpack(rootfs)
         run("runc", "spec", "--bundle", str(self.bundle))
         config = json.loads((self.bundle / "config.json").read_text())
         config["process"] |= {"args": ["true"], "terminal": False}

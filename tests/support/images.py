@@ -62,6 +62,14 @@ class Image:
             descriptor = document["manifests"][0]
         return self._blob(document["config"]["digest"])
 
+    def unpack(self, target: Path) -> None:
+        """Unpack the only layer of an image that has one into a directory. Needs root."""
+        manifest = self._blob(json.loads((self.layout / "index.json").read_text())["manifests"][0]["digest"])
+        [layer] = manifest["layers"]
+        blob = self.layout / "blobs" / layer["digest"].replace(":", "/")
+        unpack = ["tar", "--extract", "--gzip", "--xattrs", "--numeric-owner", "--file", blob]
+        subprocess.run([*unpack, "--directory", target], check=True)
+
     def _blob(self, digest: str) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((self.layout / "blobs" / digest.replace(":", "/")).read_text())
         return document
@@ -248,7 +256,7 @@ def _debian(directory: Path, name: str) -> None:
 
 
 def _python(directory: Path, name: str) -> None:
-    with debootstrapped("essential", "--include=python3") as tar:
+    with debootstrapped("minbase", "--include=python3") as tar:
         write_layout(directory, name, [Content([tar], {"Cmd": ["python3"], "Env": [PATH, "LANG=C.UTF-8"]})])
 
 
@@ -386,7 +394,7 @@ RECIPES: dict[str, tuple[Callable[[Path, str], None], int]] = {
     "busybox:latest": (_busybox, 1),
     "alpine:3": (_alpine, 1),
     "debian:stable": (_debian, 1),
-    "python:3": (_python, 1),
+    "python:3": (_python, 2),
     "many-layers:latest": (_many_layers, 1),
     "capabilities:latest": (_capabilities, 2),
     "oddities:latest": (_oddities, 1),
