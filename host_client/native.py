@@ -1,6 +1,6 @@
 """The engine of this machine: where its socket is, and starting it when a command needs it.
 
-Linux only: containers need a Linux kernel. On other systems an engine elsewhere is chosen with DOCKER_HOST.
+Linux only: containers need a Linux kernel. On other systems the engine is in a virtual machine (`vm`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ def endpoint() -> Endpoint:
     """
     if sys.platform != "linux":
         raise ConnectError(
-            "there is no engine on this machine: containers need Linux, "
-            "and Wherry has no virtual machine for this system yet",
-            "point DOCKER_HOST or --host to an engine on a Linux machine (tcp://host:2376)",
+            "there is no native engine on this system: containers need Linux",
+            "use a virtual machine ('wherry machine init'), or name an engine elsewhere with DOCKER_HOST",
         )
     own = _at(run_directory())
     if os.geteuid() != 0 and not os.path.exists(own.address):

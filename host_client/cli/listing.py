@@ -49,11 +49,12 @@ class Listing:
         self.raw = raw
 
     def table(self, items: Iterable[Any]) -> str:
-        """The plain table, without any template."""
+        """The plain table, without any template; on a terminal with a bold heading and coloured states."""
         columns = self.columns
         rows = ["\t".join(columns[name][0] for name in self.default)]
         rows += ["\t".join([str(columns[name][1](item)) for name in self.default]) for item in items]
-        return align("\n".join(rows) + "\n")
+        text = align("\n".join(rows) + "\n")
+        return _in_colour(text) if output.coloured(output.OUT) else text
 
     def show(self, items: Sequence[Any], layout: str, hidden: Sequence[str] = ()) -> None:
         """Print a listing.
@@ -105,6 +106,26 @@ class Listing:
         return table(
             headings, [[str(self.columns[name][1](item)) for name in self.default] for item in items]
         )
+
+
+STATES = {
+    "Up": output.GREEN, "Exited": output.GREY, "Created": output.YELLOW, "Restarting": output.YELLOW,
+    "Dead": output.RED,
+}  # fmt: skip
+
+
+def _in_colour(text: str) -> str:
+    heading, *rows = text.split("\n")
+    column = heading.find("STATUS")
+    shown = [f"{output.BOLD}{heading}{output.PLAIN}"]
+    for row in rows:
+        end = row.find("  ", column)
+        status = row[column : end if end > 0 else len(row)] if column >= 0 else ""
+        colour = STATES.get(status.partition(" ")[0], "")
+        if colour:
+            row = f"{row[:column]}{colour}{status}{output.PLAIN}{row[column + len(status) :]}"
+        shown.append(row)
+    return "\n".join(shown)
 
 
 def compile_layout(layout: str) -> Any:

@@ -6,6 +6,7 @@ import os
 import sys
 
 OUT, ERR = 1, 2
+BOLD, RED, GREEN, YELLOW, GREY, PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[90m", "\x1b[0m"
 
 
 def write_bytes(descriptor: int, data: bytes) -> None:
@@ -47,10 +48,16 @@ def is_terminal(descriptor: int) -> bool:
         return False
 
 
+def coloured(descriptor: int) -> bool:
+    """Whether a stream is a terminal that is to have colour (https://no-color.org)."""
+    return is_terminal(descriptor) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def report(message: str, hint: str = "") -> None:
     """An error, and the next step if there is one."""
+    labels = (f"{RED}error:{PLAIN}", f"{BOLD}hint:{PLAIN}") if coloured(ERR) else ("error:", "hint:")
     try:
-        err(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+        err(f"{labels[0]} {message}\n" + (f"{labels[1]} {hint}\n" if hint else ""))
     except OSError:
         pass
 

@@ -11,7 +11,9 @@ from rich.text import Text
 
 from host_client.cli import output
 
-STATES = {"Up": "green", "Exited": "bright_black", "Created": "yellow", "Dead": "red", "Restarting": "yellow"}
+STATES = {
+    "Up": "green", "Exited": "bright_black", "Created": "yellow", "Restarting": "yellow", "Dead": "red",
+}  # fmt: skip
 
 
 def table(headings: list[str], rows: list[list[str]]) -> str:

@@ -155,6 +155,26 @@ def test_listing(layout: str, shown: str) -> None:
     assert LISTING.render(["a", "b"], layout) == shown
 
 
+def test_colour_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("host_client.cli.output.is_terminal", lambda _: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    listing = Listing(
+        "x",
+        {"N": ("NAME", lambda i: i[0]), "S": ("STATUS", lambda i: i[1]), "P": ("P", lambda _: "p")},
+        "NSP",
+    )
+    items = [("Up x", "Up 2 hours"), ("b", "Exited (1) now")]
+    shown = listing.render(items, "")
+    assert shown == (
+        "\x1b[1mNAME      STATUS           P\x1b[0m\n"
+        "Up x      \x1b[32mUp 2 hours\x1b[0m       p\n"
+        "b         \x1b[90mExited (1) now\x1b[0m   p\n"
+    )
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in listing.render(items, "")
+
+
 def test_pretty_listing() -> None:
     shown = LISTING.render(["a", "b"], "pretty")
     assert "THE ID" in shown

@@ -36,8 +36,8 @@ def serve(session: Session, parsed: Parsed) -> int:
 def _need_linux() -> None:
     if sys.platform != "linux":
         raise CliError(
-            "the engine runs on Linux only, and Wherry has no virtual machine for this system yet",
-            "point DOCKER_HOST or --host to an engine on a Linux machine",
+            "the engine itself runs on Linux only",
+            "on this system it is in a virtual machine: 'wherry machine start', 'wherry machine logs'",
         )
 
 
