@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from guest_agent.errors import NotFound
+from guest_agent.kernel.trees import files_below
 
 from .create import root_of
 
@@ -18,26 +18,16 @@ def directory_size(path: str) -> int:
     """Bytes of all files below `path`, hard links counted once. Blocks."""
     total = 0
     seen: set[tuple[int, int]] = set()
-    waiting = [path]  # os.walk recurses, and a container's tree may be deeper than Python does
-    while waiting:
-        try:
-            entries = list(os.scandir(waiting.pop()))
-        except OSError:
-            continue  # gone meanwhile
-        for entry in entries:
-            try:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                    continue
-                info = entry.stat(follow_symlinks=False)
-            except OSError:
-                continue
+    try:
+        for info in files_below(path):
             if info.st_nlink > 1:
                 key = (info.st_dev, info.st_ino)
                 if key in seen:
                     continue
                 seen.add(key)
             total += info.st_size
+    except FileNotFoundError:
+        pass  # gone meanwhile
     return total
 
 
