@@ -152,16 +152,24 @@ def unmount(target: str) -> None:
     """Unmounts everything that is on `target`; nothing happens when there is nothing."""
     while True:
         try:
-            syscalls.umount2(target, syscalls.MNT_DETACH)
+            syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
         except OSError:
             return
 
 
-def unmount_below(top: str) -> None:
-    """Unmounts what is mounted on the entries of the directory `top`, and on their entries."""
-    for directory, names, files in os.walk(top, topdown=False):
-        for name in names + files:
-            unmount(os.path.join(directory, name))
+def remove_mounts(top: str) -> None:
+    """Unmounts what is mounted on the entries of the directory `top`, and removes it; it may be gone.
+
+    What is mounted is a volume's or an image's, so it is not looked into: links in there may lead to any
+    mount of this host.
+    """
+    try:
+        names = os.listdir(top)
+    except FileNotFoundError:
+        return
+    for name in names:
+        unmount(os.path.join(top, name))
+    delete(top)
 
 
 def set_aside(directory: str, name: str) -> str:

@@ -8,6 +8,7 @@ prepared.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -264,9 +265,8 @@ def _shared_memory(engine: Engine, container: Container) -> str:
 
 async def _bind(engine: Engine, container: Container, point: MountPoint) -> BindMount:
     """The directory or file of this host that is to appear at a mount point."""
-    target = os.path.join(
-        mounts_directory(engine, container.id), point.destination.strip("/").replace("/", "-")
-    )
+    name = hashlib.sha256(point.destination.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    target = os.path.join(mounts_directory(engine, container.id), name)
     bind = BindMount(point.source, point.destination, point.rw, point.propagation)
     if point.type == "volume":
         bind.source = await engine.volumes.mount(point.name, container.id)

@@ -76,7 +76,7 @@ async def _release(
         await asyncio.wait((before,))
     await engine.monitor.forget(container.id)
     mounts = launch.mounts_directory(engine, container.id)
-    await asyncio.to_thread(_unmount, mounts)
+    await asyncio.to_thread(host_mounts.remove_mounts, mounts)
     if forget_files:
         try:
             os.unlink(engine.roots.run_path("exits", container.id))
@@ -85,8 +85,3 @@ async def _release(
         await engine.images.remove(container.id)
         aside = host_mounts.set_aside(engine.roots.data_path("containers"), container.id)
         await asyncio.to_thread(shutil.rmtree, aside, True)
-
-
-def _unmount(directory: str) -> None:
-    host_mounts.unmount_below(directory)
-    shutil.rmtree(directory, ignore_errors=True)

@@ -233,9 +233,7 @@ def _tidy_mounts(engine: Engine) -> None:
     for name in os.listdir(top):
         container = engine.containers.find(name)
         if container is None or not container.state.running:
-            path = os.path.join(top, name)
-            host_mounts.unmount_below(path)
-            shutil.rmtree(path, ignore_errors=True)
+            host_mounts.remove_mounts(os.path.join(top, name))
 
 
 async def start_wanted(engine: Engine) -> None:

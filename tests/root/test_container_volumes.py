@@ -18,6 +18,7 @@ from guest_agent.engine.mountinfo import is_mounted, propagation_of
 from guest_agent.engine.store import Store
 from guest_agent.engine.volumes import Volumes
 from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter, NotFound
+from guest_agent.kernel import syscalls
 from guest_agent.roots import Roots
 from guest_agent.runtime.types import Overlay
 
@@ -258,8 +259,31 @@ def test_shared_memory_and_its_end(tmp_path: Path) -> None:
     assert stat.S_IMODE(os.stat(target).st_mode) == 0o1777
     assert os.statvfs(target).f_blocks * os.statvfs(target).f_frsize == 1 << 20
     assert propagation_of(str(target / "x"))[0] == str(target)
-    host_mounts.unmount_below(str(tmp_path / "mounts"))
+    host_mounts.remove_mounts(str(tmp_path / "mounts"))
     assert not is_mounted(str(target))
+    assert not target.parent.exists()
+
+
+def test_what_is_mounted_for_a_container_is_not_looked_into(tmp_path: Path) -> None:
+    # A link in a volume led to another mount of this host, which was unmounted, too.
+    hosts = tmp_path / "hosts"
+    hosts.mkdir()
+    syscalls.mount("none", str(hosts), "tmpfs")
+    try:
+        volume = tmp_path / "volume"
+        (volume / "sub").mkdir(parents=True)
+        (volume / "sub" / "link").symlink_to(hosts)
+        (volume / "sub" / "file").write_text("kept")
+        mounts = tmp_path / "mounts"
+        host_mounts.mount_subpath(str(volume), "sub", str(mounts / "one"))
+        host_mounts.mount_subpath(str(volume), "sub/file", str(mounts / "two"))
+        os.symlink(hosts, mounts / "three")
+        host_mounts.remove_mounts(str(mounts))
+        assert is_mounted(str(hosts))
+        assert not mounts.exists()
+        assert (volume / "sub" / "file").read_text() == "kept"
+    finally:
+        host_mounts.unmount(str(hosts))
 
 
 def test_set_aside_is_immediate_and_swept_later(tmp_path: Path) -> None:
