@@ -218,8 +218,10 @@ class OurEngine(Engine):
                 os.rmdir(line.split(" ", 1)[1])
             except OSError:
                 pass
-        for bridge in self.bridges:
-            subprocess.run(["ip", "link", "delete", bridge], check=False, capture_output=True)
+        for line in leaks.networks(self.bridges):
+            kind, name = line.split()
+            remove = ["nft", "delete", "table", "inet"] if kind == "table" else ["ip", "link", "delete"]
+            subprocess.run([*remove, name], check=False, capture_output=True)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def inspect(self, container: str) -> dict[str, Any]:

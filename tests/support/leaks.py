@@ -1,4 +1,4 @@
-"""What an engine must not leave behind: processes, mounts, cgroups, network interfaces.
+"""What an engine must not leave behind: processes, mounts, cgroups, interfaces, firewall rules.
 
 Several engines may run on one machine, so everything is looked up by what belongs to one of them: its two
 root directories and the ids of its containers.
@@ -7,6 +7,7 @@ root directories and the ids of its containers.
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -49,18 +50,20 @@ def cgroups(ids: Iterable[str]) -> list[str]:
     return found
 
 
-def bridge_ports(bridge: str) -> list[str]:
-    """Interfaces still plugged into a bridge."""
-    try:
-        return [f"interface {name} on {bridge}" for name in os.listdir(f"/sys/class/net/{bridge}/brif")]
-    except FileNotFoundError:
-        return []
+def networks(bridges: Iterable[str]) -> list[str]:
+    """Bridges that are still there, what is plugged into them, and firewall tables named as they are."""
+    found = []
+    for bridge in bridges:
+        if os.path.exists(f"/sys/class/net/{bridge}"):
+            found.append(f"bridge {bridge}")
+            found += [f"interface {name}" for name in os.listdir(f"/sys/class/net/{bridge}/brif")]
+        listing = ["nft", "list", "table", "inet", bridge]
+        if subprocess.run(listing, capture_output=True).returncode == 0:
+            found.append(f"table {bridge}")
+    return found
 
 
 def everything(roots: Iterable[Path], ids: Iterable[str], bridges: Iterable[str]) -> list[str]:
     """All of it, one readable line each; empty when the machine is clean."""
     roots, ids = list(roots), list(ids)
-    found = processes(roots, ids) + mounts(roots) + cgroups(ids)
-    for bridge in bridges:
-        found += bridge_ports(bridge)
-    return found
+    return processes(roots, ids) + mounts(roots) + cgroups(ids) + networks(bridges)
