@@ -173,7 +173,7 @@ def test_a_file_in_the_sockets_place_is_left_alone(root: Path) -> None:
         (("--host", "fd://"), "no sockets found for fd://"),
         (("--group", "nosuchgroup"), "group nosuchgroup not found"),
         (("--nosuch", "x"), "unknown option: --nosuch"),
-        (("--config", "/nonexistent"), "/nonexistent: No such file"),
+        (("--config", "/proc/nosuch.json"), "/proc/nosuch.json: No such file"),
         (("--log-level", "loud"), "invalid log level 'loud'"),
     ],
 )
