@@ -16,24 +16,23 @@ from typing import Any
 from host_client.machine.errors import MachineError
 from host_client.machine.guest import Guest
 from host_client.machine.layout import Layout
-from host_client.machine.listener import listen
 from host_client.machine.qmp import Qmp
 
 REQUEST_MAX = 64 * 1024
 
 
 class ControlServer:
-    """Answers requests until cancelled."""
+    """Answers requests on a listening socket, which it owns, until cancelled."""
 
     def __init__(
         self,
-        layout: Layout,
+        listener: socket.socket,
         status: Callable[[], dict[str, Any]],
         stopping: asyncio.Event,
         guest: Guest,
         qmp: Qmp,
     ) -> None:
-        self._layout = layout
+        self._listener = listener
         self._status = status
         self._stopping = stopping
         self._guest = guest
@@ -46,7 +45,7 @@ class ControlServer:
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
-        with listen(self.path(self._layout)) as listener:
+        with self._listener as listener:
             listener.setblocking(False)
             while True:
                 connection, _ = await loop.sock_accept(listener)

@@ -26,7 +26,7 @@ def client_context(folder: str) -> ssl.SSLContext:
 
 
 class Relay:
-    """A listening socket whose connections are relayed to a port of this host's loopback."""
+    """A listening socket, which it owns, whose connections are relayed to a port of this host's loopback."""
 
     def __init__(self, listener: socket.socket, context: ssl.SSLContext, port: int) -> None:
         self._listener = listener
@@ -45,6 +45,7 @@ class Relay:
                 self._connections.add(task)
                 task.add_done_callback(self._connections.discard)
         finally:
+            self._listener.close()
             for task in self._connections:
                 task.cancel()
             await asyncio.gather(*self._connections, return_exceptions=True)

@@ -28,6 +28,7 @@ from host_client.machine.control import ControlServer
 from host_client.machine.errors import MachineError
 from host_client.machine.forwards import Forwards
 from host_client.machine.guest import Guest
+from host_client.machine.listener import listen
 from host_client.machine.qmp import Qmp
 from host_client.machine.relay import Relay, client_context
 
@@ -139,10 +140,13 @@ class Supervisor:
             ended = tasks.create_task(self._wait_for_process())
             try:
                 await self._boot(qmp, guest, ended, console)
-                background.append(tasks.create_task(self._relay()))
-                background.append(tasks.create_task(self._keep_clock(guest)))
-                control = ControlServer(self.layout, self._status, self.stopping, guest, qmp)
+                # They listen before anybody is told so.
+                relay = Relay(listen(self.layout.api_socket), client_context(self.layout.tls), self.api_port)
+                background.append(tasks.create_task(relay.serve()))
+                socket = listen(ControlServer.path(self.layout))
+                control = ControlServer(socket, self._status, self.stopping, guest, qmp)
                 background.append(tasks.create_task(control.serve()))
+                background.append(tasks.create_task(self._keep_clock(guest)))
                 self._write_state()
                 self.report({"ready": self._status()})
                 await self._until_the_end(ended, console)
@@ -215,12 +219,6 @@ class Supervisor:
     def _kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-
-    async def _relay(self) -> None:
-        from host_client.machine.listener import listen
-
-        with listen(self.layout.api_socket) as listener:
-            await Relay(listener, client_context(self.layout.tls), self.api_port).serve()
 
     async def _keep_clock(self, guest: Guest) -> None:
         """Sets the guest's clock when the host's has jumped: it was set, or the host has slept."""

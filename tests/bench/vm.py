@@ -49,7 +49,6 @@ def boot_bare(picture: images.Image, accelerator: str, initrd: str) -> float:
     platform = Platform(sys.platform, picture.arch, accelerator, program.version)
     options = probe_flags(platform, picture.path("kernel"), initrd, channels.for_qemu()["console"])
     words = [word.replace("loglevel=6", "quiet") for word in command_line(program.program, options)]
-    words[words.index("-smp") + 1] = "2"
     words[words.index("-m") + 1] = str(MEMORY >> 20)
     started = time.perf_counter()
     with subprocess.Popen(words, pass_fds=channels.inherited()) as process:

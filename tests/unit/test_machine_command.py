@@ -25,8 +25,8 @@ MACHINES = {
     ("darwin", "arm64", "hvf"): "-machine virt -cpu host -accel hvf",
     ("darwin", "amd64", "hvf"): f"-machine {Q35},hpet=off -cpu host,-pdpe1gb -accel hvf",
     ("win32", "amd64", "whpx"): f"-machine {Q35},hpet=off,kernel-irqchip=off -cpu max,-vmx,-svm -accel whpx",
-    ("linux", "amd64", "tcg"): f"-machine {Q35} -cpu max -accel tcg,thread=multi",
-    ("linux", "arm64", "tcg"): "-machine virt -cpu cortex-a72 -accel tcg,thread=multi",
+    ("linux", "amd64", "tcg"): f"-machine {Q35} -cpu max -accel tcg,thread=single",
+    ("linux", "arm64", "tcg"): "-machine virt -cpu cortex-a72 -accel tcg,thread=single",
 }
 
 KERNELS = {
@@ -109,6 +109,12 @@ def test_windows_connects_its_channels_by_ports_of_the_supervisor() -> None:
     text = words(flags(Platform("win32", "amd64", "whpx", VERSION), machine(**channels)))
     assert "-chardev socket,id=qmp,host=127.0.0.1,port=5,server=off -mon chardev=qmp,mode=control" in text
     assert "fd=" not in text
+
+
+def test_an_emulated_machine_has_one_processor() -> None:
+    channels = {name: Channel(name, descriptor=9) for name in ("qmp", "control", "console", "ports")}
+    assert "-smp 1 " in words(flags(Platform("linux", "amd64", "tcg", VERSION), machine(**channels)))
+    assert "-smp 4 " in words(flags(Platform("linux", "amd64", "kvm", VERSION), machine(**channels)))
 
 
 def test_every_flag_has_a_reason() -> None:

@@ -239,7 +239,9 @@ def test_a_disk_grows(home: Home) -> None:
         machine.set(disk=size << 30)
         machine.start()
         docker.ok("load", "--quiet", "--input", container_image("busybox:latest").archive())
-        blocks = docker.ok("run", "--rm", "-v", "v:/v", "busybox", "stat", "-f", "-c", "%b %S", "/v").split()
+        blocks = docker.ok(
+            "run", "--rm", "-v", "vol:/v", "busybox", "stat", "-f", "-c", "%b %S", "/v"
+        ).split()
         assert size * 0.9 < int(blocks[0]) * int(blocks[1]) / (1 << 30) < size
         machine.stop()
     with pytest.raises(MachineError, match="cannot be made smaller"):
