@@ -30,7 +30,7 @@ class Removal:
 
         `prune`: untagged images it was made from go, too. Raises NotFound and Conflict in dockerd's words.
         """
-        image = self._store.get(name)
+        image = self._store.get(name, damaged=True)
         by_id = image.id.startswith(name) or image.id.partition(":")[2].startswith(name)
         quiet = False
         if not by_id:
@@ -69,7 +69,7 @@ class Removal:
         self.records.append({"Untagged": ref.familiar})
 
     def _delete(self, id: str, force: bool, prune: bool, quiet: bool) -> None:
-        image = self._store.by_id(id)
+        image = self._store.by_id(id, damaged=True)
         try:
             self._check(image, stopped=not force, referenced=not force)
         except Conflict:

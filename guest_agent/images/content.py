@@ -152,10 +152,13 @@ class BlobStore:
             reference.check_digest(expected)
         return BlobWriter(self, expected.partition(":")[0] or "sha256")
 
-    def put(self, data: bytes, digest: str = "") -> str:
-        """Stores `data`, if it is not here yet, and returns its digest; `digest` is the one it must have."""
+    def put(self, data: bytes, digest: str = "", anew: bool = False) -> str:
+        """Stores `data`, if it is not here yet, and returns its digest; `digest` is the one it must have.
+
+        `anew` replaces what is here, which may be damaged.
+        """
         digest = digest or digest_of(data)
-        if not self.has(digest):
+        if anew or not self.has(digest):
             with self.writer(digest) as writer:
                 writer.write(data)
                 writer.commit(digest)

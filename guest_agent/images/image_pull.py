@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guest_agent.errors import InvalidParameter, NotFound, Unavailable
+from guest_agent.errors import EngineError, InvalidParameter, NotFound, Unavailable
 from guest_agent.images import manifest as manifests
 from guest_agent.images import platforms
 from guest_agent.images.manifest import Descriptor
@@ -107,8 +107,10 @@ class ImagePull:
             return None
         try:
             image = store.by_id(id)
-        except NotFound:
-            return None
+        except EngineError:
+            return None  # removed just now, or damaged
+        if not all(map(store.layer, image.chains)):
+            return None  # damaged
         if not platforms.fits(self._platform or platforms.host(), platforms.of_config(image.config)):
             return None
         updated = not ref.digest and ref.familiar not in image.repo_tags
@@ -127,10 +129,7 @@ class ImagePull:
             raise InvalidParameter(
                 f"max depth exceeded: the image has {len(layers)} layers, the limit is {MAX_LAYERS}"
             )
-        if self._store.content.has(described.digest):
-            config = self._store.content.read(described.digest)
-        else:
-            config = source.config(described)
+        config = source.config(described)
         diffs = _diff_ids(config)
         if len(diffs) != len(layers):
             raise InvalidParameter(
@@ -223,8 +222,8 @@ class ImagePull:
     def _commit(self, found: _Found) -> Pulled:
         store, ref = self._store, self._ref
         for document in found.documents:
-            store.content.put(document.data, document.digest)
-        store.content.put(found.config, found.config_digest)
+            store.content.put(document.data, document.digest, anew=True)
+        store.content.put(found.config, found.config_digest, anew=True)
         names = [ref.with_digest(found.digest)]
         before = store.named(names[0] if ref.digest else ref)
         if not ref.digest:

@@ -10,6 +10,7 @@ block it.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from guest_agent.errors import Conflict, InternalError, InvalidParameter, NotFound, Unavailable
+from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter, NotFound, Unavailable
 from guest_agent.images import reference
 from guest_agent.images.config import RegistryConfig
 from guest_agent.images.content import BlobStore
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from guest_agent.images.auth import Credentials
     from guest_agent.images.platforms import Platform
     from guest_agent.images.pull import Puller
+
+log = logging.getLogger(__name__)
 
 _CACHED_CONFIGS = 256
 
@@ -137,9 +140,14 @@ class ImageStore:
         self.content.recover()
         self.snapshots.recover()
         known = {chain for (chain,) in self.metadata.rows("SELECT chain FROM layers")}
-        for chain in list(self.snapshots.chains()):
-            if chain not in known:
-                self.snapshots.delete(chain)
+        here = set(self.snapshots.chains())
+        for chain in here - known:
+            self.snapshots.delete(chain)
+        lost = known - here
+        if lost:  # somebody, or fsck, has removed them; a pull puts them back
+            log.error("image store %s: layers are missing: %s", self.root, ", ".join(sorted(lost)))
+            with self.metadata.transaction() as db:
+                db.executemany("DELETE FROM layers WHERE chain = ?", [(chain,) for chain in lost])
         containers = {id for (id,) in self.metadata.rows("SELECT id FROM containers")}
         for id in list(self.snapshots.containers()):
             if id not in containers:
@@ -148,12 +156,13 @@ class ImageStore:
 
     # -- looking up --------------------------------------------------------------------------------
 
-    def get(self, name: str) -> Image:
+    def get(self, name: str, damaged: bool = False) -> Image:
         """The image `name` stands for: an id, the start of one, or NAME[:TAG][@DIGEST].
 
-        NotFound and InvalidParameter in dockerd's words.
+        NotFound and InvalidParameter in dockerd's words; InternalError when its configuration is damaged,
+        unless `damaged` images are wanted, too, whose configuration is then empty.
         """
-        return self.by_id(self.resolve(name))
+        return self.by_id(self.resolve(name), damaged)
 
     def resolve(self, name: str) -> str:
         """The id of the image `name` stands for; raises as `get` does."""
@@ -189,18 +198,18 @@ class ImageStore:
         )
         return [(reference.parse(name), id) for name, id in rows]
 
-    def by_id(self, id: str) -> Image:
-        """The image with this id; NotFound."""
-        found = self._images("WHERE id = ?", (id,))
+    def by_id(self, id: str, damaged: bool = False) -> Image:
+        """The image with this id. Raises as `get` does."""
+        found = self._images("WHERE id = ?", (id,), damaged)
         if not found:
             raise _no_such_image(id)
         return found[0]
 
     def images(self) -> list[Image]:
-        """All images, in no particular order."""
-        return self._images("", ())
+        """All images, in no particular order, damaged ones with an empty configuration."""
+        return self._images("", (), True)
 
-    def _images(self, where: str, parameters: Sequence[Any]) -> list[Image]:
+    def _images(self, where: str, parameters: Sequence[Any], damaged: bool) -> list[Image]:
         rows = self.metadata.rows(
             f"SELECT id, manifest, parent, size, tagged FROM images {where}", parameters
         )
@@ -225,7 +234,7 @@ class ImageStore:
             images.append(
                 Image(
                     id,
-                    self.config(id),
+                    self._config_or_none(id) if damaged else self.config(id),
                     tuple(name for name in familiar if "@" not in name),
                     tuple(name for name in familiar if "@" in name),
                     tuple(diff for _, diff in layers.get(id, ())),
@@ -237,6 +246,13 @@ class ImageStore:
                 )
             )
         return images
+
+    def _config_or_none(self, id: str) -> dict[str, Any]:
+        try:
+            return self.config(id)
+        except EngineError as e:
+            log.error("image %s: %s", id, e.message)
+            return {}
 
     def config(self, id: str) -> dict[str, Any]:
         """The configuration of an image (shared, do not change it)."""
@@ -420,7 +436,7 @@ class ImageStore:
     async def prepare(self, container_id: str, image: Image) -> Overlay:
         """Makes a container's root file system: its writable directories on the image's layers.
 
-        Conflict when the container has one. About 0.2 ms, without an fsync.
+        Conflict when the container has one, InternalError when layers are missing. About 0.2 ms, no fsync.
         """
         top = image.chains[-1] if image.chains else ""
         with self.metadata.transaction() as db:
@@ -431,8 +447,12 @@ class ImageStore:
                 < 1
             ):
                 raise Conflict(f"container {container_id} already has a root file system")
-            if top and not db.execute("SELECT 1 FROM layers WHERE chain = ?", (top,)).fetchone():
-                raise _no_such_image(image.id)  # removed meanwhile
+            places = ",".join("?" * len(image.chains))
+            query = f"SELECT COUNT(*) FROM layers WHERE chain IN ({places})"
+            if db.execute(query, image.chains).fetchone()[0] < len(set(image.chains)):
+                if not db.execute("SELECT 1 FROM images WHERE id = ?", (image.id,)).fetchone():
+                    raise _no_such_image(image.id)  # removed meanwhile
+                raise InternalError(f"layers of image {image.id} are missing", "Pull or load it again.")
             return self.snapshots.prepare(container_id, image.chains)
 
     def overlay(self, container_id: str) -> Overlay:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from guest_agent.engine.image_delete import Removal
 from guest_agent.errors import EngineError, Forbidden, InternalError, InvalidParameter, NotFound, Unavailable
 from guest_agent.images import Image, ImageStore, platforms, reference
 from guest_agent.images.auth import Credentials
@@ -698,6 +700,46 @@ def test_kill_9_in_the_middle_of_a_pull(roots: Roots, open_store: OpenStore, fau
     faulty.pause = 0
     store = open_store()
     assert pull(store, f"{faulty.address}/killed")[0].size == 100_000 + sum(150_000 + n for n in range(6))
+
+
+def test_a_damaged_store_says_so_and_a_pull_repairs_it(
+    roots: Roots, faulty: FaultyRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty.image("hurt:latest", [layer("a"), layer("b", noise(50_000))])
+    name = f"{faulty.address}/hurt"
+    store = ImageStore(roots)
+    image, _ = pull(store, name)
+    config = Path(store.content.path(image.id))
+    shutil.rmtree(store.snapshots.path(image.chains[1]))
+    store.close()
+    store = ImageStore(roots)
+    try:
+        assert f"layers are missing: {image.chains[1]}" in caplog.text
+        with pytest.raises(InternalError, match=r"layers of image .* are missing"):
+            asyncio.run(store.prepare("c", store.get(name)))
+        pull(store, name)
+        asyncio.run(store.prepare("c", store.get(name)))
+        assert Path(store.overlay("c").lower[0], "b").read_bytes() == noise(50_000)
+    finally:
+        store.close()
+    config.write_bytes(b"{}")
+    store = ImageStore(roots)
+    try:
+        with pytest.raises(InternalError, match=f"blob {image.id} is damaged"):
+            store.get(name)
+        assert [(each.id, each.config) for each in store.images()] == [(image.id, {})]
+        pull(store, name)
+        assert store.get(name).config == image.config
+    finally:
+        store.close()
+    config.write_bytes(b"{}")
+    store = ImageStore(roots)
+    try:
+        removal = Removal(store, lambda id: False)
+        removal.remove(name, True, True)
+        assert store.images() == []
+    finally:
+        store.close()
 
 
 # Without a network

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import lzma
 import os
 import re
@@ -18,14 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guest_agent.engine import image_filters
-from guest_agent.errors import InvalidParameter
+from guest_agent.errors import InvalidParameter, Unavailable
 from guest_agent.images import decompress, platforms
 from guest_agent.images.auth import Challenge, challenges
 from guest_agent.images.config import RegistryConfig, split_port
 from guest_agent.images.decompress import Decompressed
 from guest_agent.images.messages import bar, size_text
 from guest_agent.images.platforms import Platform
+from guest_agent.images.search import search
 from guest_agent.images.tar import TarError
+from tests.support.faulty_registry import FaultyRegistry, Request
 
 
 @pytest.mark.parametrize(
@@ -239,3 +242,46 @@ def test_times_as_go_writes_them() -> None:
     assert image_filters.instant("2024-01-01T00:00:00.123456789Z") == 1704067200.123456
     assert image_filters.instant("0001-01-01T00:00:00Z") == 0
     assert image_filters.instant("rubbish") == 0
+
+
+def test_search() -> None:
+    running = FaultyRegistry()
+    hits = [
+        {"name": "official", "description": "d", "is_official": True, "star_count": 7, "is_automated": True},
+        {"name": "some/other", "star_count": 1},
+    ]
+    asked = []
+
+    def answer(request: Request) -> bool:
+        asked.append(request.path)
+        request.send(200, json.dumps({"num_results": 2, "results": hits}).encode())
+        return True
+
+    running.fault = answer
+    try:
+        found = search(RegistryConfig(), f"{running.address}/term", 25)
+        assert asked == ["/v1/search?q=term&n=25"]
+        assert found == [
+            {
+                "name": "official",
+                "description": "d",
+                "is_official": True,
+                "star_count": 7,
+                "is_automated": False,
+            },
+            {
+                "name": "some/other",
+                "description": "",
+                "is_official": False,
+                "star_count": 1,
+                "is_automated": False,
+            },
+        ]
+        running.fault = lambda request: request.error(500, "UNKNOWN", "broken")
+        with pytest.raises(Unavailable, match="Unexpected status code 500: unknown: broken"):
+            search(RegistryConfig(), f"{running.address}/term", 25)
+        running.fault = lambda request: False
+        with pytest.raises(Unavailable, match="is no search result"):
+            search(RegistryConfig(), f"{running.address}/term", 25)
+    finally:
+        running.close()
