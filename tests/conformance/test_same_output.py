@@ -62,11 +62,12 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 def settle(text: str, line_order_varies: bool = False) -> str:
-    """Without what changes from one moment to the next."""
+    """Without what changes from one moment to the next, and the width of columns that hold it."""
     text = re.sub(
         r"(Up|Exited \(\d+\)|About|Less than) [\w ]+? (seconds?|minutes?)( ago)?", r"\1 some time", text
     )
     text = re.sub(r"(\d+|About a|Less than a) (seconds?|minutes?) ago", "some time ago", text)
+    text = re.sub(r"(some time(?: ago)?) {2,}", r"\1   ", text)
     # Go prints maps in any order: names of one image, keys of an object.
     lines = [
         json.dumps(json.loads(line), sort_keys=True) if line.startswith("{") else line
