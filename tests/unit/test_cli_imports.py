@@ -40,7 +40,7 @@ def modules(*argv: str, host: str) -> set[str]:
         [sys.executable, "-I", "-S", "-c", code],
         capture_output=True,
         text=True,
-        env={"DOCKER_HOST": host, "HOME": "/nonexistent", "PATH": os.environ["PATH"]},
+        env={"DOCKER_HOST": host, "HOME": "/proc", "PATH": os.environ["PATH"]},
         stdin=subprocess.DEVNULL,
         timeout=30,
     )
@@ -131,7 +131,7 @@ def test_runs_on_other_systems(system: str) -> None:
         [sys.executable, "-I", "-c", code],
         capture_output=True,
         text=True,
-        env={"HOME": "/nonexistent", "PATH": os.environ["PATH"], "PROCESSOR_ARCHITECTURE": "AMD64"},
+        env={"HOME": "/proc", "PATH": os.environ["PATH"], "PROCESSOR_ARCHITECTURE": "AMD64"},
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
