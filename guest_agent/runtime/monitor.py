@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 AGENT_FD = 3
 _OOM_SCORE_ADJ = -999
+_FAVOURED = "/run/wherry.favordynmods"
+_FAVOURED_UNTIL_BOOT = (6, 18)
 _SUN_PATH_MAX = 107
 _LONELY_SECONDS = 5.0
 
@@ -309,18 +311,35 @@ def _favour_dynamic_groups() -> None:
     hierarchy of our own, mounted nowhere, carries it. With v2 children are born in their group and nothing
     ever moves.
     """
-    if cgroups.version() == 1:
-        try:
-            with s.FsContext("cgroup") as context:
-                context.flag("none")
-                context.set("name", "wherry")
-                context.flag("favordynmods")
-                context.create()
-                tree = context.mount()
-                if s.LINUX >= (6, 18):
-                    os.close(tree)  # there it lasts until the next boot; before, as long as the hierarchy
-        except OSError:
-            pass  # an older kernel: slower, not wrong
+    if cgroups.version() != 1 or _favoured_since_boot():
+        return
+    try:
+        with s.FsContext("cgroup") as context:
+            context.flag("none")
+            context.set("name", "wherry")
+            context.flag("favordynmods")
+            context.create()
+            tree = context.mount()  # before 6.18 it holds as long as this is open
+    except OSError:
+        return  # an older kernel: slower, not wrong
+    if s.LINUX >= _FAVOURED_UNTIL_BOOT:
+        os.close(tree)
+        with open(_FAVOURED, "w", encoding="ascii") as file:
+            file.write(_boot_id())
+
+
+def _favoured_since_boot() -> bool:
+    """Whether some monitor has done it: while the hierarchy is there, all of /proc/PID/cgroup show it."""
+    try:
+        with open(_FAVOURED, encoding="ascii") as file:
+            return s.LINUX >= _FAVOURED_UNTIL_BOOT and file.read() == _boot_id()
+    except OSError:
+        return False
+
+
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read()
 
 
 def _be_spared() -> int | None:
