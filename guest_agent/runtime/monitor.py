@@ -324,8 +324,11 @@ def _favour_dynamic_groups() -> None:
         return  # an older kernel: slower, not wrong
     if s.LINUX >= _FAVOURED_UNTIL_BOOT:
         os.close(tree)
-        with open(_FAVOURED, "w", encoding="ascii") as file:
-            file.write(_boot_id())
+        try:
+            with open(_FAVOURED, "w", encoding="ascii") as file:
+                file.write(_boot_id())
+        except OSError:
+            pass  # the next monitor does it again, which does no harm
 
 
 def _favoured_since_boot() -> bool:
