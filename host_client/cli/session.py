@@ -7,13 +7,13 @@ from __future__ import annotations
 import os
 
 from host_client.cli import output
-from host_client.engine_api.client import Client
-from host_client.engine_api.endpoint import Endpoint, Tls, parse_host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from host_client.cli.flags import Parsed
     from host_client.config import Config
+    from host_client.engine_api.client import Client
+    from host_client.engine_api.endpoint import Endpoint, Tls
     from host_client.engine_api.http import Connection
 
 
@@ -40,6 +40,8 @@ class Session:
         if self._client is None:
             chosen = self.chosen_host()
             if chosen:
+                from host_client.engine_api.endpoint import parse_host
+
                 self._client = self.connect(parse_host(chosen, self.tls()))
             else:
                 connection = self._find_or_start()
@@ -58,6 +60,8 @@ class Session:
 
     def connect(self, endpoint: Endpoint) -> Client:
         """A client for an engine, with the headers that the configuration adds."""
+        from host_client.engine_api.client import Client
+
         return Client(endpoint, self.config.http_headers())
 
     def chosen_host(self) -> str:
@@ -85,6 +89,8 @@ class Session:
             given: str = settings[flag]
             path = given or os.path.join(directory, name)
             return path if given or os.path.exists(path) else ""
+
+        from host_client.engine_api.endpoint import Tls
 
         return Tls(
             file("tlscacert", "ca.pem"), file("tlscert", "cert.pem"), file("tlskey", "key.pem"), verify

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import os
-import termios
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,13 +12,16 @@ if TYPE_CHECKING:
 
 # What docker does not hand on: the first four cannot be or are answered here, SIGURG belongs to Go's runtime.
 NOT_FORWARDED = ("KILL", "STOP", "CHLD", "PIPE", "URG")
-SIGNAL_NAMES = {
-    int(number): name[3:]
-    for name, number in vars(_signal).items()
-    if name.startswith("SIG")
-    and not name.startswith("SIG_")
-    and name not in ("SIGCLD", "SIGPOLL", "SIGRTMIN", "SIGRTMAX")
-}
+
+
+def signal_names() -> dict[int, str]:
+    """Names without SIG by number, as `kill` in the API takes them."""
+    doubled = ("SIGCLD", "SIGPOLL", "SIGRTMIN", "SIGRTMAX")
+    return {
+        int(number): name[3:]
+        for name, number in vars(_signal).items()
+        if name.startswith("SIG") and not name.startswith("SIG_") and name not in doubled
+    }
 
 
 def size(descriptor: int) -> tuple[int, int]:
@@ -41,11 +43,15 @@ class Restore:
     def __call__(self) -> None:
         former, self._former = self._former, None
         if former is not None:
+            import termios
+
             termios.tcsetattr(self._descriptor, termios.TCSANOW, former)
 
 
 def raw(descriptor: int) -> Restore:
     """Hand every key through: cfmakeraw(3)."""
+    import termios
+
     former = termios.tcgetattr(descriptor)
     mode = termios.tcgetattr(descriptor)
     mode[0] &= ~(
@@ -62,6 +68,8 @@ def raw(descriptor: int) -> Restore:
 
 def hide_echo(descriptor: int) -> Restore:
     """Stop showing what is typed, for a password."""
+    import termios
+
     former = termios.tcgetattr(descriptor)
     mode = termios.tcgetattr(descriptor)
     mode[3] &= ~termios.ECHO
@@ -77,7 +85,7 @@ class Signals:
     """
 
     def __init__(self, forward: bool) -> None:
-        wanted = SIGNAL_NAMES if forward else {int(_signal.SIGWINCH): "WINCH"}
+        wanted = signal_names() if forward else {int(_signal.SIGWINCH): "WINCH"}
         self._wanted = {number: name for number, name in wanted.items() if name not in NOT_FORWARDED}
         self._former: dict[int, Any] = {}
         self._reader, self._writer = -1, -1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from host_client.engine_api import API_VERSION
 from host_client.engine_api.endpoint import Endpoint
 from host_client.engine_api.errors import ApiError, ProtocolError
 from host_client.engine_api.http import Connection, Response
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     Query = Mapping[str, "str | int | bool | list[str] | None"]
-
-API_VERSION = "1.51"
-OLDEST_API_VERSION = "1.40"
 
 _SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
 _TOO_NEW = "is too new. Maximum supported API version is "

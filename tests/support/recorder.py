@@ -78,6 +78,9 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         }
         super().__init__(str(path), _Handler)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client may leave without waiting for an answer."""
+
 
 class Recorder:
     """What the server has been asked, and what it answers: `answers[path] = (status, value)`."""

@@ -7,7 +7,7 @@ from host_client.cli import output, units
 from host_client.cli.commands.version import client_part
 from host_client.cli.errors import CliError
 from host_client.cli.flags import Command
-from host_client.engine_api.client import API_VERSION
+from host_client.engine_api import API_VERSION
 from host_client.engine_api.errors import EngineApiError
 
 TYPE_CHECKING = False

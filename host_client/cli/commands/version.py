@@ -10,7 +10,7 @@ from host_client.cli import output
 from host_client.cli.errors import CliError
 from host_client.cli.flags import Command
 from host_client.cli.tabwriter import align
-from host_client.engine_api.client import API_VERSION
+from host_client.engine_api import API_VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
