@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from host_client.cli import output
-from host_client.cli.errors import CliError
+from host_client.cli.errors import CliError, Exit
 from host_client.cli.streams import Joined
 from host_client.engine_api.errors import ApiError, EngineApiError, ProtocolError
 from host_client.engine_api.wire import loads
@@ -87,8 +87,8 @@ class Foreground:
         self._restore: Any = None
 
     def __enter__(self) -> Foreground:
-        if self._proxy or self._resizable:
-            self._signals = self.terminal.Signals(self._proxy)
+        if self._proxy or self._resizable or self._raw:
+            self._signals = self.terminal.Signals(None if self._proxy else ("WINCH", *self.terminal.ENDING))
             self._signals.__enter__()
             self.others[self._signals.fileno()] = self._handle_signals
         if self._raw:
@@ -114,6 +114,8 @@ class Foreground:
                 self.resize()
             if self._proxy:
                 self._quietly("kill", {"signal": name})
+            elif name in self.terminal.ENDING:
+                raise Exit(128 + self.terminal.ENDING[name])  # with the terminal as it was
             self._ends += name in ("INT", "TERM")
             if self._ends == FORCED:
                 raise CliError(

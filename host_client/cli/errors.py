@@ -29,4 +29,8 @@ class Exit(Exception):
 
 
 class HelpWanted(Exception):
-    """The user asked for help: `--help` or `-h`."""
+    """The user asked for help, `--help` or `-h`, on a command (its words; "" for the program itself)."""
+
+    def __init__(self, command: str = "") -> None:
+        super().__init__(command)
+        self.path = command.split()

@@ -139,7 +139,7 @@ def parse(name: str, command: Command, argv: Sequence[str]) -> Parsed:
             flag = by_name.get(command.aliases.get(given, given))
             if flag is None:
                 if given == "help":
-                    raise HelpWanted
+                    raise HelpWanted(name)
                 raise usage_error(name, f"unknown flag: --{given}", close_flag(given, by_name))
             if not equals:
                 if flag[2] == "bool":
@@ -165,7 +165,7 @@ def _short(parsed: Parsed, by_short: dict[str, Flag], word: str, argv: Sequence[
         flag = by_short.get(letter)
         if flag is None:
             if letter == "h":
-                raise HelpWanted
+                raise HelpWanted(parsed.name)
             raise usage_error(parsed.name, f"unknown shorthand flag: {letter!r} in -{letter}{letters}")
         if letters.startswith("="):
             value, letters = letters[1:], ""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from host_client.cli.flags import Parsed
 
 ROOT = Command("COMMAND", lambda: 0, 0, None, table.GLOBAL_FLAGS, interspersed=False)
+LEVELS = ("debug", "info", "warn", "error", "fatal")
 COMPLETION_VARIABLE = "_WHERRY_COMPLETE"
 
 
@@ -29,52 +30,66 @@ def main(argv: Sequence[str]) -> int:
         from host_client.cli.app import complete
 
         return complete()
+    tracing = False
     try:
-        return _run(argv)
+        settings = parse("", ROOT, argv)
+        tracing = _wants_traces(settings)
+        return _dispatch(settings)
+    except HelpWanted as wanted:
+        return _help(wanted.path)
     except Exit as ended:
         return ended.status
-    except CliError as error:
-        output.report(error.message, error.hint)
-        return error.status
     except BrokenPipeError:
         return 141  # as if SIGPIPE had ended us
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return _reported(error)
+        return _reported(error, tracing)
 
 
-def _run(argv: Sequence[str]) -> int:
-    path: list[str] = []
+def _wants_traces(settings: Parsed) -> bool:
+    """Whether errors are to show where they came from.
+
+    Raises:
+        CliError: there is no such logging level.
+    """
+    level = settings["log-level"]
+    if level not in LEVELS:
+        raise CliError(f"unable to parse logging level: {level}", f"it can be {', '.join(LEVELS)}")
+    return bool(settings["debug"] or level == "debug")
+
+
+def _help(path: Sequence[str]) -> int:
+    from host_client.cli.app import show_help
+
     try:
-        return _dispatch(parse("", ROOT, argv), path)
-    except HelpWanted:
-        from host_client.cli.app import show_help
-
         return show_help(path)
+    except CliError as error:
+        return _reported(error, False)
 
 
-def _reported(error: Exception) -> int:
+def _reported(error: Exception, tracing: bool) -> int:
     from host_client.config import ConfigError
     from host_client.engine_api.errors import EngineApiError
 
-    if isinstance(error, EngineApiError):
-        output.report(error.message, error.hint)
-        return 1
-    if isinstance(error, ConfigError):
-        output.report(str(error))
-        return 1
-    import traceback
+    message, hint, status = str(error), "", 1
+    if isinstance(error, CliError):
+        message, hint, status = error.message, error.hint, error.status
+    elif isinstance(error, EngineApiError):
+        message, hint = error.message, error.hint
+    elif not isinstance(error, ConfigError):
+        tracing = True
+        message = f"{type(error).__name__}: {error}"
+        hint = "this is a fault of wherry itself; please report it with the lines above"
+    if tracing:
+        import traceback
 
-    output.err("".join(traceback.format_exception(error)))
-    output.report(
-        f"{type(error).__name__}: {error}",
-        "this is a fault of wherry itself; please report it with the lines above",
-    )
-    return 1
+        output.err("".join(traceback.format_exception(error)))
+    output.report(message, hint)
+    return status
 
 
-def _dispatch(settings: Parsed, path: list[str]) -> int:
+def _dispatch(settings: Parsed) -> int:
     words = settings.args
     if settings["version"]:
         from host_client import VERSION
@@ -85,23 +100,19 @@ def _dispatch(settings: Parsed, path: list[str]) -> int:
         raise HelpWanted
     name, rest = words[0], words[1:]
     if name == "help":
-        path.extend(rest)
-        raise HelpWanted
+        raise HelpWanted(" ".join(rest))
     if name in table.GROUPS:
-        path.append(name)
         settled = parse(name, Command("COMMAND", lambda: 0, 0, None, interspersed=False), rest)
         if not settled.args:
-            raise HelpWanted
+            raise HelpWanted(name)
         found = table.entry(name, settled.args[0])
         if found is None:
             raise _unknown(settled.args[0], name, list(table.GROUPS[name][1]))
         name, rest = f"{name} {settled.args[0]}", settled.args[1:]
-        path.append(settled.args[0])
     else:
         found = table.entry(name)
         if found is None:
             raise _unknown(name, "", table.names())
-        path.append(name)
     command = table.load(found)
     parsed = parse(name, command, rest)
     from host_client.cli.session import Session

@@ -5,6 +5,7 @@
     raw(descriptor) -> Restore          switch to raw mode; calling it restores the former mode, once
     size(descriptor) -> (rows, columns) (0, 0) when it is no terminal
     Signals(names)                      context manager; `fileno()` is readable when `take()` has signal names
+    ENDING                              the signals that end a client, with their numbers
     Input(descriptor)                   standard input as something `select` can wait for
 """
 

@@ -7,11 +7,15 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import TracebackType
     from typing import Any
 
 # What docker does not hand on: the first four cannot be or are answered here, SIGURG belongs to Go's runtime.
 NOT_FORWARDED = ("KILL", "STOP", "CHLD", "PIPE", "URG")
+
+# What ends a client that keeps its signals to itself, with their numbers.
+ENDING = {"HUP": 1, "INT": 2, "QUIT": 3, "TERM": 15}
 
 
 def signal_names() -> dict[int, str]:
@@ -81,12 +85,15 @@ class Signals:
     """Collects signals as readable bytes on a pipe instead of letting them act, while it is entered.
 
     Args:
-        forward: collect all that docker forwards; otherwise only SIGWINCH.
+        names: which, without SIG; None for all that docker forwards.
     """
 
-    def __init__(self, forward: bool) -> None:
-        wanted = signal_names() if forward else {int(_signal.SIGWINCH): "WINCH"}
-        self._wanted = {number: name for number, name in wanted.items() if name not in NOT_FORWARDED}
+    def __init__(self, names: Collection[str] | None) -> None:
+        self._wanted = {
+            number: name
+            for number, name in signal_names().items()
+            if (name not in NOT_FORWARDED if names is None else name in names)
+        }
         self._former: dict[int, Any] = {}
         self._reader, self._writer = -1, -1
 

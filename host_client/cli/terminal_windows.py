@@ -12,11 +12,13 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import TracebackType
 
 # Console modes (wincon.h).
 PROCESSED_INPUT, LINE_INPUT, ECHO_INPUT, VIRTUAL_TERMINAL_INPUT = 0x1, 0x2, 0x4, 0x200
 VIRTUAL_TERMINAL_PROCESSING = 0x4
+ENDING: dict[str, int] = {}
 STANDARD_HANDLES = {0: -10, 1: -11, 2: -12}
 
 
@@ -72,7 +74,7 @@ class Signals:
 
     INTERVAL = 0.25  # seconds
 
-    def __init__(self, forward: bool) -> None:
+    def __init__(self, names: Collection[str] | None) -> None:
         self._reader, self._writer = socket.socketpair()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -284,3 +285,19 @@ def test_password_is_not_shown(wherry: Cli, basic_registry: registry.BasicRegist
         assert registry.PASSWORD.encode() not in (terminal.before or b"")
         assert ended(terminal) == 0
     wherry.ok("logout", basic_registry.address)
+
+
+def test_the_terminal_is_put_back(wherry: Cli, busybox: str) -> None:
+    """Whatever ends the client, the user's terminal is as it was: here a signal from elsewhere."""
+    wherry.ok("run", "-d", "--name", "box", busybox, "sleep", "600")
+    with shell(wherry, "exec", "-it", "box", "sh") as terminal:
+        terminal.expect_exact("# ")
+        assert not terminal.getecho()
+        terminal.kill(signal.SIGTERM)
+        assert ended(terminal) == 143
+    with shell(wherry, "exec", "-it", "box", "sh") as terminal:
+        terminal.expect_exact("# ")
+        before = termios.tcgetattr(terminal.child_fd)
+        assert before[3] & termios.ICANON == 0
+        terminal.kill(signal.SIGHUP)
+        eventually(lambda: termios.tcgetattr(terminal.child_fd)[3] & termios.ICANON)

@@ -180,3 +180,36 @@ def test_every_short_form_leads_somewhere() -> None:
     for group, other in table.OTHER_SPELLINGS:
         assert table.entry(group, other) is not None
     assert set(table.COMMON) <= set(table.names())
+
+
+def test_debug_shows_where_an_error_came_from(capfd: pytest.CaptureFixture[str]) -> None:
+    from host_client.cli.main import main
+
+    assert main(["-H", "unix:///nonexistent", "ps"]) == 1
+    plain = capfd.readouterr().err
+    assert plain.startswith(
+        "error: cannot connect to the engine at unix:///nonexistent: there is no such socket\nhint: "
+    )
+    for flags in (["-D"], ["--log-level", "debug"]):
+        assert main([*flags, "-H", "unix:///nonexistent", "ps"]) == 1
+        traced = capfd.readouterr().err
+        assert traced.startswith("Traceback (most recent call last):\n")
+        assert traced.endswith(plain)
+    assert main(["-l", "loud", "ps"]) == 1
+    assert "unable to parse logging level: loud" in capfd.readouterr().err
+
+
+def test_words_that_are_no_commands(capfd: pytest.CaptureFixture[str]) -> None:
+    from host_client.cli.main import main
+
+    for words, error in (
+        (
+            ["imags"],
+            "error: unknown command: wherry imags\nhint: did you mean 'images' or 'image'? see 'wherry --help'\n",
+        ),
+        (["volume", "lst"], "error: unknown command: wherry volume lst\nhint: did you mean 'ls'"),
+        (["help", "nope"], "error: unknown command: wherry nope\n"),
+        (["-H", "a", "-H", "b", "ps"], "error: specify only one -H\n"),
+    ):
+        assert main(words) != 0
+        assert capfd.readouterr().err.startswith(error)
