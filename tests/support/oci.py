@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from guest_agent.roots import Roots
 from guest_agent.runtime import capabilities, cgroups, seccomp
 from guest_agent.runtime.client import Monitor
+from guest_agent.runtime.leftovers import clean_up
 from guest_agent.runtime.types import Attachment, Exit, Launch, LogSpec, Overlay, Stdio
 
 T = TypeVar("T")
@@ -271,11 +272,17 @@ class Runtime:
     async def __aexit__(self, *exc: object) -> None:
         if self.lost.is_set():
             return
-        for container_id, running in self.monitor.running().items():
-            if running.exit is None:
-                await self.monitor.kill(container_id, 9)
-                await self.wait(container_id)
-        await self.monitor.shutdown()
+        try:
+            for container_id, running in self.monitor.running().items():
+                if running.exit is None:
+                    await self.monitor.kill(container_id, 9)
+                    await self.wait(container_id)
+            await self.monitor.shutdown()
+        except BaseException:
+            # A test that failed half-way must not leave a monitor behind.
+            os.kill(monitor_pid(self.roots), 9)
+            await asyncio.to_thread(clean_up, self.roots.run)
+            raise
 
     def _on_exit(self, end: Exit) -> None:
         key = (end.id, end.exec_id)
