@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import shutil
 import socket
 import time
 from typing import TYPE_CHECKING
 
 from guest_agent.errors import InternalError, InvalidParameter, NotFound
+from guest_agent.images import platforms
 from guest_agent.network.types import EndpointConfig
 
 from . import validate
@@ -44,14 +44,6 @@ if TYPE_CHECKING:
     from guest_agent.runtime.types import Overlay
 
     from .engine import Engine
-
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
-
-
-def host_platform() -> str:
-    """linux/amd64 and the like: what this host runs."""
-    machine = platform.machine()
-    return f"linux/{_ARCHITECTURES.get(machine, machine)}"
 
 
 async def create(
@@ -122,29 +114,18 @@ async def create(
 
 def _check_platform(name: str, image: Image, wanted: str, warnings: list[str]) -> None:
     """An image for another platform is an error when one was asked for, else worth a warning."""
-    theirs = image.platform
+    theirs, here = platforms.of_config(image.config), platforms.host()
     if wanted:
-        if not _matches(wanted, theirs):
+        if not platforms.fits(platforms.parse(wanted), theirs):
             raise NotFound(
-                f"image with reference {name} was found but its platform ({theirs}) does not match "
+                f"image with reference {name} was found but its platform ({image.platform}) does not match "
                 f"the specified platform ({wanted})"
             )
-    elif not _matches(host_platform(), theirs):
+    elif not platforms.fits(here, theirs):
         warnings.append(
-            f"The requested image's platform ({theirs}) does not match the detected host platform "
-            f"({host_platform()}) and no specific platform was requested"
+            f"The requested image's platform ({image.platform}) does not match the detected host platform "
+            f"({here}) and no specific platform was requested"
         )
-
-
-def _matches(wanted: str, theirs: str) -> bool:
-    """Whether `os/arch[/variant]` is what was asked for; parts that were not given match anything."""
-    asked, has = wanted.lower().split("/"), theirs.lower().split("/")
-    if len(asked) == 1 and asked[0] != "linux":
-        asked = ["linux", asked[0]]
-    asked = [_ARCHITECTURES.get(part, part) for part in asked]
-    return all(part in ("", *has[index : index + 1]) for index, part in enumerate(asked[:2])) and (
-        len(asked) < 3 or len(has) < 3 or asked[2] == has[2]
-    )
 
 
 def _complete(engine: Engine, host: HostConfig) -> None:

@@ -13,6 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter, NotFound
+from guest_agent.images import platforms
 from guest_agent.network.types import Link as NetworkLink
 from guest_agent.network.types import PortBinding, SandboxRequest
 from guest_agent.runtime import seccomp
@@ -21,7 +22,7 @@ from guest_agent.runtime.types import Launch, LaunchError, Stdio
 from . import host_mounts
 from .container_config import BindOptions, has_own_network, is_user_network, shared_container
 from .container_config import PortBinding as DockerPortBinding
-from .create import endpoint_config, host_platform, root_of
+from .create import endpoint_config, root_of
 from .host import facts
 from .links import link_environment
 from .log_config import log_spec, tag_values
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
     from .container import Container
     from .container_config import MountPoint
     from .engine import Engine
-
-_EMULATORS = {"arm64": "aarch64", "amd64": "x86_64", "386": "i386"}
-# What a host's processor runs besides its own.
-_NATIVE = {"amd64": ("amd64", "386"), "arm64": ("arm64", "arm")}
 
 
 def log_path(engine: Engine, container: Container) -> str:
@@ -114,22 +111,16 @@ async def prepare(engine: Engine, container: Container) -> Launch:
 
 def _check_architecture(image: dict[str, str]) -> None:
     """Refuses what this processor cannot execute, unless the kernel has an emulator for it."""
-    theirs = image.get("architecture", "")
-    mine = host_platform().partition("/")[2]
-    if not theirs or theirs in _NATIVE.get(mine, (mine,)):
-        return
-    name = _EMULATORS.get(theirs, theirs)
-    try:
-        with open(f"/proc/sys/fs/binfmt_misc/qemu-{name}", encoding="ascii") as file:
-            if file.readline().strip() == "enabled":
-                return
-    except OSError:
-        pass
-    raise InvalidParameter(
-        f"the image is for {image.get('os', 'linux')}/{theirs}, which this host ({host_platform()}) "
-        "cannot execute: exec format error",
-        hint=f"Use an image for {host_platform()}, or register an emulator for {theirs} with binfmt_misc.",
+    theirs = platforms.normalise(
+        image.get("os") or "linux", image.get("architecture") or "", image.get("variant") or ""
     )
+    if not platforms.can_run(theirs):
+        raise InvalidParameter(
+            f"the image is for {theirs}, which this host ({platforms.host()}) "
+            "cannot execute: exec format error",
+            hint=f"Use an image for {platforms.host()}, or register an emulator for "
+            f"{theirs.architecture} with binfmt_misc.",
+        )
 
 
 def _join_namespaces(engine: Engine, container: Container, around: Surroundings) -> None:
