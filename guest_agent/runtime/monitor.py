@@ -29,7 +29,8 @@ from collections.abc import Callable
 from guest_agent.kernel import syscalls as s
 
 from . import cgroups, protocol
-from .containers import Container, Failure, Host, Process
+from .children import Failure, Host, Process
+from .containers import Container
 from .loop import READ, WRITE, Loop
 
 TYPE_CHECKING = False
