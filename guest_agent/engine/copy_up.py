@@ -1,20 +1,29 @@
 """What the image has at a volume's mount point, copied into the volume while that is empty.
 
-Works on descriptors only: the tree is the image's, so it is hostile. Owners, modes, times, extended
-attributes, hard links, devices and links are kept as they are; nothing is followed.
+Works on descriptors only: the tree is the image's, so it is hostile, and another container may have the
+volume and do there what it likes meanwhile. Owners, modes, times, extended attributes, hard links, devices
+and links are kept as they are; nothing is followed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
 from guest_agent.errors import InternalError, InvalidParameter
-from guest_agent.kernel.paths import RootFd
-from guest_agent.kernel.syscalls import MOUNT_ATTR_RDONLY, FsContext
+from guest_agent.kernel.paths import O_PATH, RootFd, open_in_root
+from guest_agent.kernel.syscalls import (
+    MOUNT_ATTR_RDONLY,
+    RESOLVE_BENEATH,
+    RESOLVE_NO_SYMLINKS,
+    FsContext,
+)
+from guest_agent.kernel.trees import Identity, go_down, go_up, identity
 from guest_agent.runtime.types import Overlay
 
 _CHUNK = 1 << 20
+_INSIDE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 
 
 def layers_root(overlay: Overlay) -> RootFd:
@@ -33,8 +42,9 @@ def copy_up(overlay: Overlay, destination: str, volume: str) -> None:
 
     Raises InvalidParameter when the image has a file there, InternalError when the copy fails.
     """
-    if os.listdir(volume):
-        return
+    with os.scandir(volume) as entries:
+        if next(entries, None) is not None:
+            return
     with layers_root(overlay) as root:
         try:
             source = root.open(destination, os.O_RDONLY | os.O_DIRECTORY)
@@ -44,7 +54,11 @@ def copy_up(overlay: Overlay, destination: str, volume: str) -> None:
             raise InvalidParameter(f"cannot mount volume over existing file, file exists {destination}")
         target = os.open(volume, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _Copier().directory(source, target)
+            copier = _Copier(source, target)
+            try:
+                copier.copy()
+            finally:
+                copier.close()
         except OSError as error:
             raise InternalError(
                 f"failed to populate volume: error copying {destination} to {volume}: "
@@ -55,74 +69,141 @@ def copy_up(overlay: Overlay, destination: str, volume: str) -> None:
             os.close(target)
 
 
+class _Level:
+    """A directory that is being copied: what is left to enter in it, and how to find back to it."""
+
+    def __init__(self, source: int, target: int, path: str) -> None:
+        self.source = identity(source)
+        self.target = identity(target)
+        self.path = path  # from the top
+        self.below: list[str] = []
+
+
 class _Copier:
-    def __init__(self) -> None:
-        self._links: dict[tuple[int, int], tuple[int, str]] = {}  # inode → a copy of it, by an open directory
+    """Copies one tree. Owns its two descriptors, which go down and up again through both trees together."""
 
-    def directory(self, source: int, target: int) -> None:
-        """Copies the content and then the attributes of an open directory."""
-        for name in os.listdir(source):
-            info = os.stat(name, dir_fd=source, follow_symlinks=False)
-            if stat.S_ISDIR(info.st_mode):
-                self._subdirectory(name, source, target)
-            else:
-                self._other(name, info, source, target)
-        _attributes(source, target)
+    def __init__(self, source: int, target: int) -> None:
+        self._source = os.dup(source)
+        self._target = os.dup(target)
+        self._top = target
+        self._links: dict[Identity, tuple[str, Identity]] = {}  # inode → the path and inode of its copy
 
-    def _subdirectory(self, name: str, source: int, target: int) -> None:
-        os.mkdir(name, 0o700, dir_fd=target)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        below = os.open(name, flags, dir_fd=source)
-        try:
-            made = os.open(name, flags, dir_fd=target)
-            try:
-                self.directory(below, made)
-            finally:
-                os.close(made)
-        finally:
-            os.close(below)
+    def close(self) -> None:
+        """Closes the descriptors."""
+        os.close(self._source)
+        os.close(self._target)
 
-    def _other(self, name: str, info: os.stat_result, source: int, target: int) -> None:
-        if info.st_nlink > 1:
-            key = (info.st_dev, info.st_ino)
-            if key in self._links:
-                path = self._links[key][1]
-                os.link(path, name, dst_dir_fd=target, follow_symlinks=False)
+    def copy(self) -> None:
+        """Copies the content of the directory, then its attributes. Raises OSError."""
+        way = [_Level(self._source, self._target, "")]
+        self._content(way[-1])
+        while True:
+            level = way[-1]
+            if level.below:
+                name = level.below.pop()
+                self._source = go_down(self._source, name)
+                self._target = go_down(self._target, name)
+                way.append(_Level(self._source, self._target, f"{level.path}{name}/"))
+                self._content(way[-1])
+                continue
+            _attributes(self._source, self._target)
+            way.pop()
+            if not way:
                 return
-            self._links[key] = (target, os.path.join(os.readlink(f"/proc/self/fd/{target}"), name))
+            self._source = go_up(self._source, way[-1].source)
+            self._target = go_up(self._target, way[-1].target)
+
+    def _content(self, level: _Level) -> None:
+        with os.scandir(self._source) as entries:
+            for entry in entries:
+                info = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(info.st_mode):
+                    os.mkdir(entry.name, 0o700, dir_fd=self._target)
+                    level.below.append(entry.name)
+                elif info.st_nlink < 2 or not self._link(entry.name, info):
+                    self._other(entry.name, info)
+                    if info.st_nlink > 1:
+                        made = os.lstat(entry.name, dir_fd=self._target)
+                        copy = (level.path + entry.name, (made.st_dev, made.st_ino))
+                        self._links[info.st_dev, info.st_ino] = copy
+
+    def _link(self, name: str, info: os.stat_result) -> bool:
+        """Makes a link to the copy of the same file, if there is one and it still is where it was made."""
+        known = self._links.get((info.st_dev, info.st_ino))
+        if known is None:
+            return False
+        path, made = known
+        try:
+            fd = open_in_root(self._top, path, O_PATH | os.O_NOFOLLOW, resolve=_INSIDE)
+        except OSError:
+            return False
+        try:
+            if identity(fd) != made:
+                return False
+            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self._target, follow_symlinks=True)
+        finally:
+            os.close(fd)
+        return True
+
+    def _other(self, name: str, info: os.stat_result) -> None:
         kind = stat.S_IFMT(info.st_mode)
         if kind == stat.S_IFREG:
-            self._file(name, source, target)
-            return
-        if kind == stat.S_IFLNK:
-            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+            self._file(name)
+        elif kind == stat.S_IFLNK:
+            os.symlink(os.readlink(name, dir_fd=self._source), name, dir_fd=self._target)
+            os.chown(name, info.st_uid, info.st_gid, dir_fd=self._target, follow_symlinks=False)
+            times = (info.st_atime_ns, info.st_mtime_ns)
+            os.utime(name, ns=times, dir_fd=self._target, follow_symlinks=False)
         elif kind != stat.S_IFSOCK:  # a socket without its process is of no use
-            os.mknod(name, info.st_mode, info.st_rdev, dir_fd=target)
-        else:
-            return
-        os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
-        if kind != stat.S_IFLNK:
-            os.chmod(name, stat.S_IMODE(info.st_mode), dir_fd=target)
-        os.utime(name, ns=(info.st_atime_ns, info.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+            self._device(name, info)
 
-    def _file(self, name: str, source: int, target: int) -> None:
-        flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        original = os.open(name, os.O_RDONLY | flags, dir_fd=source)
+    def _device(self, name: str, info: os.stat_result) -> None:
+        os.mknod(name, stat.S_IFMT(info.st_mode) | 0o600, info.st_rdev, dir_fd=self._target)
+        fd = os.open(name, O_PATH | os.O_NOFOLLOW, dir_fd=self._target)
         try:
-            copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, 0o600, dir_fd=target)
+            made = os.fstat(fd)
+            if (stat.S_IFMT(made.st_mode), made.st_rdev) != (stat.S_IFMT(info.st_mode), info.st_rdev):
+                raise OSError(errno.ESTALE, "replaced by somebody else meanwhile")
+            path = f"/proc/self/fd/{fd}"
+            os.chown(path, info.st_uid, info.st_gid)
+            os.chmod(path, stat.S_IMODE(info.st_mode))
+            os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+        finally:
+            os.close(fd)
+
+    def _file(self, name: str) -> None:
+        flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        original = os.open(name, os.O_RDONLY | flags, dir_fd=self._source)
+        try:
+            copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, 0o600, dir_fd=self._target)
             try:
-                size = os.fstat(original).st_size
-                done = 0
-                while done < size:
-                    count = os.sendfile(copy, original, done, _CHUNK)
-                    if count == 0:
-                        break
-                    done += count
+                _data(original, copy)
                 _attributes(original, copy)
             finally:
                 os.close(copy)
         finally:
             os.close(original)
+
+
+def _data(original: int, copy: int) -> None:
+    """Copies what a file has between its holes: an image of a few bytes may have a file of terabytes."""
+    size = os.fstat(original).st_size
+    os.ftruncate(copy, size)
+    done = 0
+    while done < size:
+        try:
+            done = os.lseek(original, done, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # a hole up to the end
+        end = os.lseek(original, done, os.SEEK_HOLE)
+        os.lseek(copy, done, os.SEEK_SET)
+        while done < end:
+            count = os.sendfile(copy, original, done, min(_CHUNK, end - done))
+            if count == 0:
+                return
+            done += count
 
 
 def _attributes(source: int, target: int) -> None:

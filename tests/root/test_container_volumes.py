@@ -19,6 +19,7 @@ from guest_agent.engine.store import Store
 from guest_agent.engine.volumes import Volumes
 from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter, NotFound
 from guest_agent.kernel import syscalls
+from guest_agent.kernel.trees import go_down, remove_tree
 from guest_agent.roots import Roots
 from guest_agent.runtime.types import Overlay
 
@@ -182,6 +183,89 @@ def test_the_images_content_is_copied_as_it_is(image: Overlay, tmp_path: Path) -
     assert (top.st_uid, top.st_gid, stat.S_IMODE(top.st_mode)) == (7, 8, 0o1777)
     assert stat.S_ISFIFO(os.stat(volume / "fifo").st_mode)
     assert os.stat(volume / "null").st_rdev == os.makedev(1, 3)
+
+
+def test_depth_and_holes_are_no_limit(tmp_path: Path) -> None:
+    layer, volume = tmp_path / "layer", tmp_path / "volume"
+    layer.mkdir()
+    volume.mkdir()
+    fd = os.open(layer, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=fd)
+        fd = go_down(fd, "d")
+    os.close(os.open("end", os.O_CREAT, dir_fd=fd))
+    os.close(fd)
+    with open(layer / "sparse", "wb") as file:
+        file.truncate(1 << 42)
+        file.seek(1 << 41)
+        file.write(b"island")
+    try:
+        copy_up(Overlay((str(layer),)), "/", str(volume))
+        fd = os.open(volume, os.O_RDONLY)
+        for _ in range(1500):
+            fd = go_down(fd, "d")
+        assert os.listdir(fd) == ["end"]
+        os.close(fd)
+        copied = os.stat(volume / "sparse")
+        assert copied.st_size == 1 << 42
+        assert copied.st_blocks * 512 < 1 << 20
+        with open(volume / "sparse", "rb") as file:
+            file.seek((1 << 41) - 1)
+            assert file.read(8) == b"\0island\0"
+    finally:
+        for top in (layer, volume):
+            remove_tree(str(top))
+
+
+@pytest.mark.parametrize("name", ["null", "fifo"])
+def test_who_shares_the_volume_cannot_lead_a_copy_out(
+    name: str, image: Overlay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another container with the volume puts a link in the place of what has just been made (as in
+    # CVE-2021-41089).
+    volume, victim = tmp_path / "volume", tmp_path / "victim"
+    volume.mkdir()
+    victim.write_text("")
+    os.chmod(victim, 0o600)
+    mknod = os.mknod
+
+    def swapped(path: str, mode: int, device: int, *, dir_fd: int) -> None:
+        mknod(path, mode, device, dir_fd=dir_fd)
+        if path == name:
+            os.unlink(volume / name)
+            os.symlink(victim, volume / name)
+
+    monkeypatch.setattr(os, "mknod", swapped)
+    with pytest.raises(InternalError, match="replaced by somebody else"):
+        copy_up(image, "/data", str(volume))
+    status = os.stat(victim)
+    assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, 0)
+
+
+def test_who_shares_the_volume_cannot_have_files_of_the_host_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, volume, victim = tmp_path / "layer", tmp_path / "volume", tmp_path / "victim"
+    for directory in (layer / "a", layer / "b", volume, victim):
+        directory.mkdir(parents=True)
+    (layer / "a" / "name").write_text("the image's")
+    os.link(layer / "a" / "name", layer / "b" / "name")
+    (victim / "name").write_text("the host's")
+
+    def swapped(fd: int, name: str) -> int:
+        done = [each for each in ("a", "b") if (volume / each / "name").exists()]
+        if len(done) == 1 and not (volume / "moved").exists():
+            # The first copy is made: now its directory leads to one of the host's.
+            os.rename(volume / done[0], volume / "moved")
+            os.symlink(victim, volume / done[0])
+        return go_down(fd, name)
+
+    monkeypatch.setattr("guest_agent.engine.copy_up.go_down", swapped)
+    copy_up(Overlay((str(layer),)), "/", str(volume))
+    assert (volume / "moved").exists()
+    assert os.stat(victim / "name").st_nlink == 1
+    copies = [path.read_text() for path in volume.rglob("name") if not path.parent.is_symlink()]
+    assert copies == ["the image's"] * 2
 
 
 def test_a_volume_with_content_is_left_alone(image: Overlay, tmp_path: Path) -> None:
