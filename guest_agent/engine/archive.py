@@ -7,11 +7,13 @@ done.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import posixpath
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from guest_agent.engine.background import Piped
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 PathStat = dict[str, Any]  # name, size, mode (Go's os.FileMode), mtime, linkTarget
 
 _MAX_LINKS = 255
+_MAX_STEPS = 4096  # names on the way through links
+_ENDING_SECONDS, _ENDING_TRIES = 0.01, 500
 _PERMISSIONS = 0o777
 # Go's os.FileMode bits.
 _GO_TYPES = {
@@ -61,7 +65,15 @@ async def path_stat(engine: Engine, container: Container, path: str, called: str
     `called` is how the client calls the container. Raises NotFound, InvalidParameter.
     """
     wanted = absolute(path)
-    return await _look(engine, container, lambda root: _stat(root, wanted, path, called))
+
+    def work(root: RootFd) -> PathStat:
+        fd = _open(root, wanted, path, called)
+        try:
+            return _stat(root, wanted, os.fstat(fd))
+        finally:
+            os.close(fd)
+
+    return await _look(engine, container, work)
 
 
 async def get(
@@ -71,9 +83,9 @@ async def get(
     wanted = absolute(path)
 
     def work(root: RootFd, output: Piped[PathStat]) -> None:
-        output.announce(_stat(root, wanted, path, called))
-        fd = root.open(wanted, O_PATH | os.O_NOFOLLOW)
+        fd = _open(root, wanted, path, called)
         try:
+            output.announce(_stat(root, wanted, os.fstat(fd)))
             _write_tree(fd, base(wanted), True, output)
         finally:
             os.close(fd)
@@ -155,22 +167,26 @@ async def _look(
     """Calls `function` in a thread with the container's tree."""
     await container.lock.acquire()
     locked = True
+    process = -1
     try:
-        if container.removing or container.state.dead:
+        process = await _process_of(container)
+        if container.removing or container.removed or container.state.dead:
             raise Conflict(f"container {container.id} is dead or marked for removal")
-        if container.pid:
+        if process >= 0:
             # It lends its root; its state may change while we work.
             container.lock.release()
             locked = False
-            root: Overlay | int = container.pid
+            root: Overlay | int = process
         else:
             root = root_of(engine, container)
         mounted: list[str] = []
         try:
-            parts = await _parts(engine, container, mounted) if volumes else []
+            parts = _lent(container) if process >= 0 else await _parts(engine, container, mounted)
             scratch = engine.roots.run_path("view")
             os.makedirs(scratch, 0o700, exist_ok=True)
-            return await in_thread(lambda: with_view(root, parts, scratch, function), "archive")
+            read_only = container.host_config.readonly_rootfs
+            work = partial(with_view, root, parts if volumes else (), scratch, function, read_only)
+            return await in_thread(work, "archive")
         finally:
             for name in mounted:
                 await engine.volumes.unmount(name, container.id)
@@ -179,45 +195,98 @@ async def _look(
     except OSError as error:
         raise InternalError(f"cannot read the files of container {container.id}: {error.strerror or error}")
     finally:
+        if process >= 0:
+            os.close(process)
         if locked:
             container.lock.release()
 
 
+async def _process_of(container: Container) -> int:
+    """A pidfd of the container's first process, -1 when it does not run. Its lock is held.
+
+    Raises Conflict.
+    """
+    for _ in range(_ENDING_TRIES):
+        if not container.pid:
+            return -1
+        pidfd = _open_process(container.pid, container.id)
+        if pidfd >= 0:
+            return pidfd
+        container.lock.release()
+        try:
+            await asyncio.sleep(_ENDING_SECONDS)  # it has ended, and we are about to be told
+        finally:
+            await container.lock.acquire()
+    raise Conflict(f"container {container.id} is not running")
+
+
+def _open_process(pid: int, container_id: str) -> int:
+    """A pidfd of the process, -1 when it is not the container's: by its number alone it could be another by
+    now, with the host's files for its own.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            if container_id in file.read():
+                return pidfd
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    os.close(pidfd)
+    return -1
+
+
+_NETWORK_FILES = ("hosts", "hostname", "resolv.conf")
+
+
+def _lent(container: Container) -> list[Part]:
+    """What is mounted in a running container, as it is there: a path of this host may lead elsewhere by now,
+    for another container may have what is above it.
+    """
+    parts = [
+        Part(point.destination, "", not point.rw, recursive=point.type == "bind")
+        for point in container.record.mounts
+    ]
+    parts += [Part(target, "") for target in container.host_config.tmpfs or ()]
+    return parts + [Part(f"/etc/{name}", "") for name in _NETWORK_FILES]
+
+
 async def _parts(engine: Engine, container: Container, mounted: list[str]) -> list[Part]:
-    """What is mounted in the container. Volumes that had to be mounted for this are added to `mounted`."""
+    """What will be mounted in the container. Volumes that had to be mounted for this are added to
+    `mounted`.
+    """
     parts = []
     for point in container.record.mounts:
-        source = point.source
+        source, subpath = point.source, ""
         if point.type == "volume":
+            await engine.volumes.mount(point.name, container.id)
+            mounted.append(point.name)
             source = engine.volumes.path(point.name)
-            if not container.pid:
-                await engine.volumes.mount(point.name, container.id)
-                mounted.append(point.name)
+            subpath = point.spec.volume_options.subpath if point.spec.volume_options else ""
         elif point.type != "bind":
-            source = ""
-            if not container.pid:
-                continue  # a tmpfs is there only while the container runs
-        parts.append(Part(point.destination, source, not point.rw))
-    if container.pid:
-        parts += [Part(target, "") for target in container.host_config.tmpfs or ()]
-    else:
-        files = engine.roots.data_path("containers", container.id)
-        parts += [Part(f"/etc/{name}", f"{files}/{name}") for name in ("hosts", "hostname", "resolv.conf")]
-    return parts
+            continue  # a tmpfs is there only while the container runs
+        parts.append(Part(point.destination, source, not point.rw, subpath, point.type == "bind"))
+    files = engine.roots.data_path("containers", container.id)
+    return parts + [Part(f"/etc/{name}", f"{files}/{name}") for name in _NETWORK_FILES]
 
 
-def _stat(root: RootFd, wanted: str, path: str, called: str) -> PathStat:
+def _open(root: RootFd, wanted: str, path: str, called: str) -> int:
+    """What is at a path, opened without following it."""
     try:
-        details = root.stat(wanted, follow=False)
-        target = _final_target(root, wanted) if stat.S_ISLNK(details.st_mode) else ""
+        return root.open(wanted, O_PATH | os.O_NOFOLLOW)
     except OSError as error:
         raise _explain(error, path, called)
+
+
+def _stat(root: RootFd, wanted: str, details: os.stat_result) -> PathStat:
     return {
         "name": base(wanted),
         "size": details.st_size,
         "mode": go_mode(details.st_mode),
         "mtime": rfc3339(details.st_mtime_ns),
-        "linkTarget": target,
+        "linkTarget": _final_target(root, wanted) if stat.S_ISLNK(details.st_mode) else "",
     }
 
 
@@ -231,9 +300,10 @@ def _final_target(root: RootFd, path: str) -> str:
     """Where a symbolic link ends, as far as there is something, as a path from the top."""
     done = ""
     left = [part for part in path.split("/") if part not in ("", ".")][::-1]
-    links = 0
+    links = steps = 0
     while left:
         part = left.pop()
+        steps += 1
         if part in ("", "."):
             continue
         if part == "..":
@@ -245,8 +315,8 @@ def _final_target(root: RootFd, path: str) -> str:
             done = f"{done}/{part}"
             continue
         links += 1
-        if links > _MAX_LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        if links > _MAX_LINKS or steps > _MAX_STEPS:
+            raise InvalidParameter(f"lstat {path}: {os.strerror(errno.ELOOP).lower()}")
         if link.startswith("/"):
             done = ""
         left += link.split("/")[::-1]

@@ -6,6 +6,7 @@ at. What vanishes on the way is left out; a file that shrinks is filled up with 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from guest_agent.kernel.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 
 _PIECE = 256 * 1024
 _INSIDE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
+_VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # it may have become a link
 _TYPES = {
     stat.S_IFREG: tar.REGULAR,
     stat.S_IFDIR: tar.DIRECTORY,
@@ -52,7 +54,9 @@ class TreeWriter:
             path = waiting.pop()
             try:
                 directory = open_in_root(top, path, os.O_RDONLY | os.O_DIRECTORY, resolve=_INSIDE)
-            except (FileNotFoundError, NotADirectoryError):
+            except OSError as error:
+                if error.errno not in _VANISHED:
+                    raise
                 continue
             try:
                 below = self._directory(directory, "" if path == "." else path + "/", prefix)

@@ -42,22 +42,18 @@ def in_private_namespace(function: Callable[[], T], prepare: Callable[[], None] 
     return _in_thread(work)
 
 
-def clone_root_of(namespace: str, collect: Callable[[int], None]) -> None:
-    """Calls `collect` with the root mount of another mount namespace, cloned (without what is mounted below).
+def clone_root_of(pidfd: int, collect: Callable[[int], None]) -> None:
+    """Calls `collect` with the root mount of a process's mount namespace, cloned (without what is mounted
+    below).
 
-    `namespace` is a path such as /proc/PID/ns/mnt. The descriptor becomes `collect`'s; it is called while the
-    calling thread is in that namespace, so that it can clone more. For use in `prepare`: the calling thread
-    is back in its namespace afterwards but shares its directories with no other thread any more. Raises
-    OSError.
+    The descriptor becomes `collect`'s, which is called while the calling thread is in that namespace, so that
+    it can clone more. For use in `prepare`: the calling thread is back in its namespace afterwards but shares
+    its directories with no other thread any more. Raises OSError.
     """
     unshare(CLONE_FS)  # setns(2) refuses threads that share their root and working directory
     home = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        there = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            setns(there, CLONE_NEWNS)
-        finally:
-            os.close(there)
+        setns(pidfd, CLONE_NEWNS)
         try:
             collect(open_tree(AT_FDCWD, "/", OPEN_TREE_CLONE))
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -155,7 +156,9 @@ def running(layers: Layers) -> Iterator[int]:
     assert process.stdout is not None
     assert process.stdin is not None
     assert process.stdout.readline() == b"ready\n"
-    yield process.pid
+    pidfd = os.pidfd_open(process.pid)
+    yield pidfd
+    os.close(pidfd)
     process.stdin.close()
     process.wait(10)
     process.stdout.close()
@@ -170,8 +173,58 @@ def test_a_running_container_lends_its_root_without_proc(layers: Layers, running
 
     before = host_mounts()
     assert with_view(running, parts, layers.scratch, work) == ([], ["in memory"], ["in volume"])
-    assert os.path.exists(f"/proc/{running}/root/written")
+    assert (layers.top / "upper/written").exists()
     assert host_mounts() == before
+
+
+def test_what_is_lent_can_be_made_read_only(layers: Layers, running: int) -> None:
+    parts = [Part("/tmp", "", read_only=True)]
+
+    def work(root: RootFd) -> None:
+        with pytest.raises(OSError, match="Read-only"):
+            root.touch("/tmp/new")
+
+    with_view(running, parts, layers.scratch, work)
+
+
+def test_devices_cannot_be_opened(layers: Layers, running: int) -> None:
+    for directory in ("lower2", "volume"):
+        os.mknod(layers.top / directory / "zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+
+    def work(root: RootFd) -> None:
+        for path in ("/zero", "/data/zero"):
+            assert root.stat(path).st_rdev == os.makedev(1, 5)
+            with pytest.raises(PermissionError):
+                root.open(path, os.O_RDONLY)
+
+    parts = [Part("/data", f"{layers.top}/volume")]
+    with_view(layers.overlay, parts, layers.scratch, work)
+    with_view(running, parts, layers.scratch, work)
+
+
+def test_a_subpath_is_resolved_inside_its_volume(layers: Layers) -> None:
+    (layers.top / "volume/sub").mkdir()
+    (layers.top / "volume/sub/file").touch()
+    (layers.top / "volume/link").symlink_to("/sub")
+    (layers.top / "volume/out").symlink_to("../../../../../../../../etc")
+    volume = f"{layers.top}/volume"
+    parts = [Part("/one", volume, subpath="link"), Part("/two", volume, subpath="out")]
+
+    def work(root: RootFd) -> tuple[list[str], bool]:
+        return names(root, "/one"), root.exists("/two")
+
+    assert with_view(layers.overlay, parts, layers.scratch, work) == (["file"], False)
+
+
+def test_a_read_only_root(layers: Layers) -> None:
+    def work(root: RootFd) -> None:
+        os.close(root.touch("/new/place/file"))
+        with pytest.raises(OSError, match="Read-only"):
+            root.touch("/file")
+
+    parts = [Part("/new/place", f"{layers.top}/volume")]
+    with_view(layers.overlay, parts, layers.scratch, work, read_only=True)
+    assert (layers.top / "volume/file").exists()
 
 
 def test_views_at_the_same_time_do_not_see_each_other(layers: Layers, running: int) -> None:
