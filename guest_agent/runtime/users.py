@@ -7,12 +7,22 @@ entry, never uid 0.
 
 from __future__ import annotations
 
+from io import BytesIO
+
 from guest_agent.kernel.paths import RootFd
 
 from .stage import StageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _MAX_ID = (1 << 31) - 1
 _MAX_FILE = 16 << 20
+_MAX_LINE = 64 << 10  # as far as moby's reader goes
+_MAX_DIGITS = 12
+_OUT_OF_RANGE = 1 << 62
+_MAX_GROUPS = 65536  # NGROUPS_MAX of setgroups(2)
 _EINVAL = 22
 
 
@@ -34,21 +44,21 @@ def resolve(root: RootFd, name: str, additional: list[str]) -> Identity:
     """
     user_arg, _, group_arg = name.partition(":")
     identity, user_name = _user(root, user_arg)
-    if group_arg or user_name:
-        groups = _groups(root)
     if group_arg:
         number = _number(group_arg)
-        found = [
-            gid for group, gid, _ in groups if (gid == number if number is not None else group == group_arg)
-        ]
-        if found:
-            identity.gid = found[0]
-        elif number is None:
+        gid = next(
+            (
+                gid
+                for group, gid, _ in _groups(root)
+                if (gid == number if number is not None else group == group_arg)
+            ),
+            number,
+        )
+        if gid is None:
             raise _not_found("group", group_arg)
-        else:
-            identity.gid = number
+        identity.gid = gid
     elif user_name:
-        identity.groups = [gid for _, gid, members in groups if user_name in members]
+        identity.groups = [gid for _, gid, members in _groups(root) if user_name in members]
     if additional:
         identity.groups += _additional(root, additional)
     # The primary group is in the supplementary set too, lest a file that is closed to it opens
@@ -57,6 +67,8 @@ def resolve(root: RootFd, name: str, additional: list[str]) -> Identity:
     for number in (identity.uid, *identity.groups):
         if not 0 <= number <= _MAX_ID:
             raise StageError("user", _EINVAL, f"uids and gids must be in range 0-{_MAX_ID}")
+    if len(identity.groups) > _MAX_GROUPS:
+        raise StageError("user", _EINVAL, f"{name}: more than {_MAX_GROUPS} groups")
     return identity
 
 
@@ -77,7 +89,7 @@ def _user(root: RootFd, user_arg: str) -> tuple[Identity, str]:
 
 
 def _additional(root: RootFd, wanted: list[str]) -> list[int]:
-    entries = _groups(root)
+    entries = list(_groups(root))
     result = []
     for item in wanted:
         found = [gid for name, gid, _ in entries if item in (name, str(gid))]
@@ -100,35 +112,41 @@ def _not_found(kind: str, name: str) -> StageError:
 def _number(text: str) -> int | None:
     """A decimal number with an optional sign, nothing else (int() takes more); None for a name."""
     digits = text[1:] if text[:1] in ("+", "-") else text
-    return int(text) if digits.isascii() and digits.isdigit() else None
+    if not (digits.isascii() and digits.isdigit()):
+        return None
+    number = digits.lstrip("0") or "0"
+    if len(number) > _MAX_DIGITS:
+        return _OUT_OF_RANGE  # Python does not even read one of 4300 digits
+    return -int(number) if text[0] == "-" else int(number)
 
 
-def _lines(root: RootFd, path: str) -> list[list[str]]:
+def _lines(root: RootFd, path: str) -> Iterator[list[str]]:
+    """The fields of each line, one line at a time: the file may have millions. Only a line feed ends a line,
+    lest a user's own words become another's entry.
+    """
     try:
-        content = root.read(path, _MAX_FILE)
+        content = BytesIO(root.read(path, _MAX_FILE))
     except OSError:  # no such file, not a regular one: no entries
-        return []
-    return [line.split(":") for line in content.decode("utf-8", "surrogateescape").splitlines()]
+        return
+    while line := content.readline():
+        if len(line) <= _MAX_LINE:
+            yield line.decode("utf-8", "surrogateescape").removesuffix("\n").split(":")
 
 
-def _passwd(root: RootFd) -> list[tuple[str, int, int, str]]:
+def _passwd(root: RootFd) -> Iterator[tuple[str, int, int, str]]:
     """name, uid, gid, home of each well-formed line."""
-    entries = []
     for fields in _lines(root, "/etc/passwd"):
         if len(fields) >= 6:
             uid, gid = _number(fields[2]), _number(fields[3])
             if uid is not None and gid is not None:
-                entries.append((fields[0], uid, gid, fields[5] or "/"))
-    return entries
+                yield fields[0], uid, gid, fields[5] or "/"
 
 
-def _groups(root: RootFd) -> list[tuple[str, int, list[str]]]:
+def _groups(root: RootFd) -> Iterator[tuple[str, int, list[str]]]:
     """name, gid, members of each well-formed line."""
-    entries = []
     for fields in _lines(root, "/etc/group"):
         if len(fields) >= 3:
             gid = _number(fields[2])
             if gid is not None:
                 members = fields[3].split(",") if len(fields) > 3 else []
-                entries.append((fields[0], gid, [member.strip() for member in members]))
-    return entries
+                yield fields[0], gid, [member.strip() for member in members]

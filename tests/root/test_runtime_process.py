@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,82 @@ def test_hostile_passwd_file_is_no_file(driver: Driver, tmp_path: Path) -> None:
         "unable to find"
         in refused(driver, "id", process={"user": {"name": "daemon"}}, rootfs=str(rootfs)).text
     )
+
+
+@pytest.mark.parametrize(
+    ("user", "uid"),
+    [
+        ("-0", 0),
+        ("+5", 5),
+        ("00000000000000000000000000007", 7),
+        ("2147483647", 2147483647),
+        ("2147483648", None),  # CVE-2024-40635: as a 32-bit number some of these are 0
+        ("4294967295", None),
+        ("4294967296", None),
+        ("18446744073709551616", None),
+        ("9" * 5000, None),
+        ("-1", None),
+        ("0:4294967296", None),
+        ("0:-1", None),
+        ("1_0", None),
+        ("0x0", None),
+        (" 0", None),
+        ("٠", None),  # a digit zero, but not one of ours
+        ("0\n", None),
+    ],
+)
+def test_numbers_of_users(driver: Driver, user: str, uid: int | None) -> None:
+    spec = {"user": {"name": user}}
+    if uid is not None:
+        assert driver.run("id", "-u", process=spec).out == f"{uid}\n"
+    else:
+        assert re.match("unable to find|uids and gids must be in", refused(driver, "id", process=spec).text)
+
+
+@pytest.mark.parametrize("separator", ["\v", "\f", "\x1c", "\x85", "\u2028", "\r"])
+def test_only_a_line_feed_ends_an_entry(driver: Driver, tmp_path: Path, separator: str) -> None:
+    # Else the name that one user gives himself would be another user: bob, who is root.
+    rootfs = make_rootfs(tmp_path / "rootfs")
+    entry = f"eve:x:1001:1001:Eve{separator}bob:x:0:0:Bob:/root:/bin/sh\n"
+    (rootfs / "etc/passwd").write_text(entry, encoding="utf-8")
+    (rootfs / "etc/group").write_text(f"eve:x:1001:a{separator}wheel:x:0:eve\n", encoding="utf-8")
+    spec: dict[str, Any] = {"user": {"name": "bob"}}
+    assert "unable to find user bob" in refused(driver, "id", process=spec, rootfs=str(rootfs)).text
+    spec = {"user": {"name": "eve"}}
+    script = "grep ^Groups /proc/self/status"
+    assert driver.run("sh", "-c", script, process=spec, rootfs=str(rootfs)).out.split() == ["Groups:", "1001"]
+
+
+@pytest.mark.parametrize("content", ["\n" * (16 << 20), ":" * (16 << 20), "x" * (20 << 20)])
+def test_huge_files_of_users_take_little_memory(driver: Driver, tmp_path: Path, content: str) -> None:
+    rootfs = make_rootfs(tmp_path / "rootfs")
+    for name in ("passwd", "group"):
+        (rootfs / "etc" / name).write_text(content)
+    limit = {"resources": {"memory": {"limit": 128 << 20}}}
+    spec = {"user": {"name": "bob"}}
+    assert (
+        "unable to find user bob" in refused(driver, "id", process=spec, rootfs=str(rootfs), linux=limit).text
+    )
+    assert driver.run("true", rootfs=str(rootfs), linux=limit).code == 0
+
+
+def test_malformed_entries_of_users(driver: Driver, tmp_path: Path) -> None:
+    rootfs = make_rootfs(tmp_path / "rootfs")
+    lines = [
+        f"long:x:{'9' * 5000}:0::/:/bin/sh",
+        "half::0",
+        ":::::",
+        "bob:x:4294967296:0::/:",
+        "ok:x:5:6::/ok:",
+    ]
+    (rootfs / "etc/passwd").write_text("\n".join(lines))
+    (rootfs / "etc/group").write_text(f"many:x:{'9' * 5000}:ok\nnone:x\n")
+    for name in ("long", "bob", "half", ""):
+        if name:
+            refused(driver, "id", process={"user": {"name": name}}, rootfs=str(rootfs))
+    (rootfs / "etc/group").unlink()
+    spec = {"user": {"name": "ok"}}
+    assert driver.run("id", "-u", process=spec, rootfs=str(rootfs)).out == "5\n"
 
 
 def test_working_directory(driver: Driver) -> None:
