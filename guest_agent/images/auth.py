@@ -5,6 +5,7 @@ challenges (RFC 9110, 11.6.1), Basic, and bearer tokens (distribution's token sp
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _PARAMETER = re.compile(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 _SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9-]*)(?=\s+[A-Za-z0-9_-]+\s*=|\s*(?:,|$))")
+_MAX_ANSWER = 1 << 20  # bytes
+_MAX_REFUSAL = 1 << 16
 _LIFETIME = 60  # seconds that a token is good for when it does not say
 _LOGIN = "Log in with 'login HOST', or check the user name and password."
 
@@ -155,14 +158,14 @@ class Authenticator:
             if response.status_code != 200:
                 raise Unauthorized(_refusal(response), _LOGIN)
             try:
-                answer: dict[str, Any] = response.json()
+                answer: dict[str, Any] = json.loads(_beginning(response, _MAX_ANSWER))
                 value = answer.get("token") or answer["access_token"]
                 if not isinstance(value, str) or not value.isascii() or not value.isprintable():
                     raise ValueError
                 if self._offline and isinstance(answer.get("refresh_token"), str):
                     self.identity_token = answer["refresh_token"]
                 lifetime = int(answer.get("expires_in") or _LIFETIME)
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 raise Unauthorized("the token server gave no token", "Tell who runs the registry.")
         return _Token(value, time.monotonic() + lifetime * 0.9)
 
@@ -170,4 +173,10 @@ class Authenticator:
 def _refusal(response: requests.Response) -> str:
     from guest_agent.images.registry import error_text
 
-    return error_text(response.status_code, next(response.iter_content(65536), b""))
+    return error_text(response.status_code, _beginning(response, _MAX_REFUSAL))
+
+
+def _beginning(response: requests.Response, limit: int) -> bytes:
+    from guest_agent.images.registry import beginning
+
+    return beginning(response, limit)

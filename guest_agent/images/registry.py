@@ -201,7 +201,8 @@ class Registry:
             if authorization:
                 sent["Authorization"] = authorization
             response = self.send(method, url, headers=sent, params=params)
-            if response.status_code != 401 or attempt == 2:
+            if response.status_code != 401 or attempt == 2 or _host(response.url) != _host(url):
+                # Whoever a redirect led to is not asked where our credentials should go (CVE-2020-15157).
                 return response
             if not self._authenticator.challenge(response.headers.get("WWW-Authenticate", ""), scope):
                 return response
@@ -217,7 +218,7 @@ class Registry:
                 method,
                 url,
                 stream=True,
-                allow_redirects=True,
+                allow_redirects=method != "POST",  # the form has a secret in it
                 timeout=(_CONNECT_TIMEOUT, _READ_TIMEOUT),
                 proxies=proxies(url),
                 verify=verify,
@@ -363,12 +364,21 @@ def _verdict(error: ssl.SSLCertVerificationError, name: str) -> str:
     return "certificate signed by unknown authority"
 
 
+def beginning(response: requests.Response, limit: int) -> bytes:
+    """At most `limit` bytes of a body, as they came: unpacking could make any number of them."""
+    try:
+        return bytes(response.raw.read(limit, decode_content=False))
+    except (urllib3.exceptions.HTTPError, OSError):
+        return b""
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc.lower()
+
+
 def refusal(response: requests.Response) -> EngineError:
     """An answer other than success, as the error that the Docker daemon makes of it."""
-    try:
-        body = next(response.iter_content(_MAX_ERROR), b"")
-    except (requests.RequestException, urllib3.exceptions.HTTPError):
-        body = b""
+    body = beginning(response, _MAX_ERROR)
     status = response.status_code
     if status == 401:
         for challenge in challenges(response.headers.get("WWW-Authenticate", "")):

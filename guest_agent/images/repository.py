@@ -24,6 +24,7 @@ from guest_agent.images.registry import Registry, RegistryError, Unreachable
 
 _MAX_MANIFEST = 4 << 20  # bytes, the distribution-spec's least that registries must take
 _MAX_CONFIG = 8 << 20
+_MAX_TAGS = 1_000_000
 _CHUNK = 1 << 18
 _INDEXES = (manifest.OCI_INDEX, manifest.DOCKER_LIST)
 _MANIFESTS = (manifest.OCI_MANIFEST, manifest.DOCKER_MANIFEST)
@@ -232,9 +233,11 @@ class Repository:
             with self.registry.get(path, self._scope, params=query) as response:
                 try:
                     page = json.loads(_whole(response, _MAX_MANIFEST, "tag list")).get("tags") or []
-                except (ValueError, AttributeError):
+                    found += [tag for tag in page if isinstance(tag, str)]
+                except (ValueError, AttributeError, TypeError, RecursionError):
                     raise InvalidParameter(f"malformed tag list of {self.path}")
-                found += [tag for tag in page if isinstance(tag, str)]
+                if len(found) > _MAX_TAGS:
+                    break
                 following = response.links.get("next", {}).get("url", "")
             if not following:
                 return found

@@ -19,7 +19,7 @@ def search(config: RegistryConfig, term: str, limit: int) -> list[dict[str, Any]
 
     Raises InvalidParameter, Unavailable.
     """
-    from guest_agent.images.registry import Registry, refusal
+    from guest_agent.images.registry import Registry, beginning, refusal
 
     if not 1 <= limit <= MAX_RESULTS:
         raise InvalidParameter(f"Limit {limit} is outside the range of [1, {MAX_RESULTS}]")
@@ -37,10 +37,9 @@ def search(config: RegistryConfig, term: str, limit: int) -> list[dict[str, Any]
                 error = refusal(response)
                 raise Unavailable(f"Unexpected status code {response.status_code}: {error.message}")
             try:
-                body = response.raw.read(_MAX_ANSWER, decode_content=True)
-                found = json.loads(body)["results"]
+                found = json.loads(beginning(response, _MAX_ANSWER))["results"]
                 return [_item(item) for item in found[:limit]]
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 raise Unavailable(f'Get "{url}": the answer is no search result')
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -447,6 +448,133 @@ def test_credentials_do_not_follow_a_redirect_to_another_host(
         assert {authorization for *_, authorization in elsewhere.requests} == {""}
     finally:
         elsewhere.close()
+
+
+def test_whoever_a_redirect_leads_to_does_not_say_where_credentials_go(
+    open_store: OpenStore, faulty: FaultyRegistry
+) -> None:
+    store = open_store(RegistryConfig(attempts=1))
+    # CVE-2020-15157: where blobs are kept is trusted less than the registry.
+    elsewhere = FaultyRegistry()
+    try:
+        plain, packed = layer("a")
+        faulty.image("asked:latest", [(plain, packed)])
+
+        def ask(request: Request) -> bool:
+            if "/token" in request.path:
+                request.send(200, b'{"token": "t"}')
+                return True
+            challenge = f'Bearer realm="http://{elsewhere.address}/token",service="s"'
+            return request.error(401, "UNAUTHORIZED", WWW_Authenticate=challenge)
+
+        def redirect(request: Request) -> bool:
+            if "/blobs/" not in request.path:
+                return False
+            request.send(307, b"", None, Location=f"http://{elsewhere.address}{request.path}")
+            return True
+
+        elsewhere.fault, faulty.fault = ask, redirect
+        with pytest.raises(EngineError):
+            pull(store, f"{faulty.address}/asked", auth=MY_CREDENTIALS)
+        assert elsewhere.requests
+        assert {authorization for *_, authorization in elsewhere.requests} == {""}
+        assert not [path for _, path, *_ in elsewhere.requests if "blobs" not in path]
+    finally:
+        elsewhere.close()
+
+
+def test_a_refresh_token_is_not_sent_on(open_store: OpenStore, faulty: FaultyRegistry) -> None:
+    store = open_store(RegistryConfig(attempts=1))
+    elsewhere = FaultyRegistry()
+    try:
+        plain, packed = layer("a")
+        faulty.image("refreshed:latest", [(plain, packed)])
+
+        def ask(request: Request) -> bool:
+            if "/token" in request.path:
+                request.rfile.read(int(request.headers["Content-Length"]))
+                request.send(307, b"", None, Location=f"http://{elsewhere.address}/token")
+                return True
+            challenge = f'Bearer realm="http://{faulty.address}/token",service="s"'
+            return request.error(401, "UNAUTHORIZED", WWW_Authenticate=challenge)
+
+        faulty.fault = ask
+        with pytest.raises(EngineError):
+            pull(store, f"{faulty.address}/refreshed", auth=Credentials(identity_token="secret"))
+        assert elsewhere.requests == []
+    finally:
+        elsewhere.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[" * 200_000,
+        b'{"token": ' * 50_000,
+        b'{"token": "t", "expires_in": Infinity}',
+        b'{"token": "t", "expires_in": 1e999}',
+        b'{"token": "t", "expires_in": "x"}',
+        b'{"token": "t\\r\\nX-Injected: y"}',
+        b'{"token": 5}',
+        b'"token"',
+        b"",
+        b'{"token": "' + b"t" * (4 << 20) + b'"}',
+    ],
+)
+def test_a_token_server_that_talks_nonsense(
+    answer: bytes, open_store: OpenStore, faulty: FaultyRegistry
+) -> None:
+    store = open_store(RegistryConfig(attempts=1))
+    plain, packed = layer("a")
+    faulty.image("nonsense:latest", [(plain, packed)])
+
+    def ask(request: Request) -> bool:
+        if "/token" in request.path:
+            request.send(200, answer)
+            return True
+        challenge = f'Bearer realm="http://{faulty.address}/token",service="s"'
+        return request.error(401, "UNAUTHORIZED", WWW_Authenticate=challenge)
+
+    faulty.fault = ask
+    assert "the token server gave no token" in refused(store, f"{faulty.address}/nonsense", Forbidden)
+
+
+def test_redirects_to_files_and_without_end(open_store: OpenStore, faulty: FaultyRegistry) -> None:
+    store = open_store(RegistryConfig(attempts=1))
+    plain, packed = layer("a")
+    faulty.image("away:latest", [(plain, packed)])
+    for target in (
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+        "gopher://127.0.0.1/",
+        "/v2/again",
+        "http://",
+        "//",
+    ):
+
+        def redirect(request: Request, target: str = target) -> bool:
+            request.send(302, b"", None, Location=target)
+            return True
+
+        faulty.fault = redirect
+        refused(store, f"{faulty.address}/away", EngineError)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip"])
+def test_a_refusal_is_not_unpacked(encoding: str, open_store: OpenStore, faulty: FaultyRegistry) -> None:
+    store = open_store(RegistryConfig(attempts=1))
+    body = gzip.compress(b"\0" * (1 << 28))
+    if encoding != "gzip":
+        body = gzip.compress(body)
+
+    def refuse(request: Request) -> bool:
+        request.send(404, body, None, Content_Encoding=encoding)
+        return True
+
+    faulty.fault = refuse
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(store, f"{faulty.address}/bomb", NotFound)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
 
 
 # Deceit

@@ -48,7 +48,7 @@ class Request(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.registry.answer(self)
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_GET
 
     def log_message(self, *_: object) -> None:
         pass
