@@ -68,6 +68,7 @@ def settle(text: str, line_order_varies: bool = False) -> str:
     )
     text = re.sub(r"(\d+|About a|Less than a) (seconds?|minutes?) ago", "some time ago", text)
     text = re.sub(r"(some time(?: ago)?) {2,}", r"\1   ", text)
+    text = re.sub(" {2,}", "  ", text)  # columns are as wide as the times in them
     # Go prints maps in any order: names of one image, keys of an object.
     lines = [
         json.dumps(json.loads(line), sort_keys=True) if line.startswith("{") else line
