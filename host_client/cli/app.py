@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 if sys.flags.no_site:  # started by the launcher: typer may be in any of the interpreter's package directories
@@ -21,7 +22,7 @@ import typer
 import typer.main
 from rich.markup import escape
 
-from host_client.cli import table
+from host_client.cli import output, table
 from host_client.cli.errors import UsageError
 from host_client.cli.flags import Command, default_of, shown_kind
 
@@ -52,23 +53,45 @@ def show_help(path: Sequence[str]) -> int:
 
     Raises:
         UsageError: there is no such command.
+        BrokenPipeError, CliError: as `output.write_bytes` has them.
     """
     _check(path)
-    _click(path, completing=False)(args=[*path, "--help"], prog_name=PROGRAM, standalone_mode=False)
+    with _written():
+        try:
+            _click(path, completing=False)(args=[*path, "--help"], prog_name=PROGRAM, standalone_mode=False)
+        except SystemExit:  # rich's answer to a pipe that nobody reads
+            raise BrokenPipeError from None
     return 0
 
 
 def complete(instruction: str = "") -> int:
-    """Answer a shell's request for completions, or print its script (`source_bash`); the exit status."""
+    """Answer a shell's request for completions, or print its script (`source_bash`); the exit status.
+
+    Raises:
+        BrokenPipeError, CliError: as `output.write_bytes` has them.
+    """
     if instruction:
         os.environ[f"_{PROGRAM.upper()}_COMPLETE"] = instruction
     words = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
     path = [word for word in words.split()[1:] if not word.startswith("-")][:2]
-    try:
-        _click(path, completing=True)(args=[], prog_name=PROGRAM)
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else 0
+    with _written():
+        try:
+            _click(path, completing=True)(args=[], prog_name=PROGRAM)
+        except SystemExit as ended:
+            return ended.code if isinstance(ended.code, int) else 0
     return 0
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """What is printed inside has been written at the end, or the reason is raised."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise output.unwritable(output.OUT, error)
 
 
 def _check(path: Sequence[str]) -> None:

@@ -26,12 +26,12 @@ COMPLETION_VARIABLE = "_WHERRY_COMPLETE"
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line (without the program's name); its exit status."""
-    if COMPLETION_VARIABLE in os.environ:
-        from host_client.cli.app import complete
-
-        return complete()
     tracing = False
     try:
+        if COMPLETION_VARIABLE in os.environ:
+            from host_client.cli.app import complete
+
+            return complete()
         settings = parse("", ROOT, argv)
         tracing = _wants_traces(settings)
         return _dispatch(settings)
@@ -66,6 +66,8 @@ def _help(path: Sequence[str]) -> int:
         return show_help(path)
     except CliError as error:
         return _reported(error, False)
+    except BrokenPipeError:
+        return 141
 
 
 def _reported(error: Exception, tracing: bool) -> int:
@@ -135,4 +137,5 @@ def _unknown(word: str, group: str, known: list[str]) -> CliError:
 
 def run_and_quit() -> None:
     """The launcher's entry: run `sys.argv` and end the process at once."""
+    output.open_missing()
     output.quit_now(main(sys.argv[1:]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from host_client.cli.errors import CliError
+
 OUT, ERR = 1, 2
 BOLD, RED, GREEN, YELLOW, GREY, PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[90m", "\x1b[0m"
 
@@ -14,6 +16,7 @@ def write_bytes(descriptor: int, data: bytes) -> None:
 
     Raises:
         BrokenPipeError: nobody reads any more.
+        CliError: it cannot be written, for example because the disk is full.
     """
     view = memoryview(data)
     while view:
@@ -23,6 +26,16 @@ def write_bytes(descriptor: int, data: bytes) -> None:
             import select
 
             select.select([], [descriptor], [])
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise unwritable(descriptor, error)
+
+
+def unwritable(descriptor: int, error: OSError) -> CliError:
+    """What to say when a standard stream takes nothing."""
+    name = "standard output" if descriptor == OUT else "standard error"
+    return CliError(f"cannot write to {name}: {error.strerror}", "see where it is redirected to")
 
 
 def out(text: str) -> None:
@@ -58,8 +71,8 @@ def report(message: str, hint: str = "") -> None:
     labels = (f"{RED}error:{PLAIN}", f"{BOLD}hint:{PLAIN}") if coloured(ERR) else ("error:", "hint:")
     try:
         err(f"{labels[0]} {message}\n" + (f"{labels[1]} {hint}\n" if hint else ""))
-    except OSError:
-        pass
+    except (OSError, CliError):
+        pass  # there is nowhere left to say it
 
 
 def warn(message: str) -> None:
@@ -67,8 +80,26 @@ def warn(message: str) -> None:
     err(f"WARNING: {message}\n")
 
 
+def open_missing() -> None:
+    """Put /dev/null where a standard stream was closed (`>&-`): else a socket to the engine would get its
+    number, and output would be written into it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # it gets the lowest free number, this one
+        if getattr(sys, name) is None:  # for libraries that print
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r"))  # noqa: SIM115
+
+
 def quit_now(status: int) -> None:
     """End the process without the interpreter's clean-up, which costs as much as a request to the engine."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            status = status or 1
     os._exit(status)

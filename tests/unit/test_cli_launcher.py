@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,3 +93,32 @@ def test_version_is_the_distributions() -> None:
     assert project["project"]["version"] == VERSION
     assert project["tool"]["setuptools"]["script-files"] == [str(LAUNCHER.relative_to(REPOSITORY))]
     assert os.access(LAUNCHER, os.X_OK)
+
+
+@pytest.mark.parametrize("words", [("--version",), ("--help",), ("run", "--help"), ("completion", "bash")])
+def test_output_that_cannot_be_written(words: tuple[str, ...]) -> None:
+    """A full disk is an error in a sentence, a reader that has gone ends it as SIGPIPE would, and a standard stream
+    that was closed is as if it were /dev/null.
+    """
+    command = [sys.executable, "-m", "host_client", *words]
+    written: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "timeout": 30, "cwd": REPOSITORY}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, **written)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "cannot write to standard output: No space left on device" in done.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as broken:
+        done = subprocess.run(command, stdout=broken, **written)
+    assert (done.returncode, done.stderr) == (141, "")
+    for closed in ("0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"):
+        done = run("sh", "-c", f'exec "$@" {closed}', "sh", *command, cwd=REPOSITORY)
+        assert (done.returncode, done.stderr) == (0, ""), closed
+
+
+def test_a_closed_stream_is_not_taken_for_a_connection() -> None:
+    """The first descriptor that is opened gets the number of a closed one: the engine's socket would be written to."""
+    code = "import sys, os; sys.path.append(sys.argv[1]); from host_client.cli import output; output.open_missing(); "
+    code += "print(os.open('/dev/zero', 0), file=sys.__stderr__)"
+    done = run("sh", "-c", 'exec "$@" 0<&- 1>&-', "sh", sys.executable, "-c", code, str(REPOSITORY))
+    assert int(done.stderr) > 2
