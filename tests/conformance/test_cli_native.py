@@ -1,7 +1,8 @@
 """Without an engine chosen: found by its socket, started when it is not there, with the default directories.
 
-The tests run in a mount namespace of their own where those directories are empty, so that an engine which this
-machine may have is neither seen nor touched.
+The tests run in a mount namespace of their own where those directories are empty, and in a network namespace of
+their own, as bridges and firewall tables are named after the directories: an engine which this machine may have is
+neither seen nor touched.
 """
 
 from __future__ import annotations
@@ -21,21 +22,24 @@ from tests.support.cli import REPOSITORY, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.ours]
 
-PREPARE = "mount -t tmpfs run /run && mkdir -p /var/lib/wherry && mount -t tmpfs data /var/lib/wherry && exec sleep 3600"
+PREPARE = (
+    "ip link set lo up && mount -t tmpfs run /run && mkdir -p /var/lib/wherry && "
+    "mount -t tmpfs data /var/lib/wherry && exec sleep 3600"
+)
 
 
 class Namespace:
-    """A mount namespace with empty /run and /var/lib/wherry."""
+    """Namespaces with empty /run and /var/lib/wherry, and no network but loopback."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.holder = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", PREPARE]
+            ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", PREPARE]
         )
         eventually(lambda: Path(f"/proc/{self.holder.pid}/comm").read_text() == "sleep\n", what="the mounts")
 
     def command(self, *words: str) -> list[str]:
-        enter = ["nsenter", "--mount", f"--target={self.holder.pid}", f"--wd={REPOSITORY}"]
+        enter = ["nsenter", "--mount", "--net", f"--target={self.holder.pid}", f"--wd={REPOSITORY}"]
         return [*enter, sys.executable, "-m", "host_client", *words]
 
     @property
@@ -170,7 +174,8 @@ def test_an_ordinary_user(namespace: Namespace) -> None:
     shutil.copytree(REPOSITORY / "host_client", namespace.path("/run/client/host_client"))
     entered = ["nsenter", "--mount", f"--target={namespace.holder.pid}", "--setuid=65534", "--setgid=65534"]
     code = "import sys; sys.path.append('/run/client'); from host_client.cli.main import run_and_quit as run; run()"
-    command = [*entered, "/usr/bin/env", "-i", readable_python(), "-I", "-c", code, "ps"]
+    client = [*entered, "/usr/bin/env", "-i", readable_python(), "-I", "-c", code]
+    command = [*client, "ps"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (result.returncode, result.stderr.split("\n")[0]) == (
         1,
@@ -182,6 +187,8 @@ def test_an_ordinary_user(namespace: Namespace) -> None:
     assert result.stderr.startswith(
         "error: permission denied while trying to connect to the engine at unix:///run/wherry/wherry.sock\nhint: run as root"
     )
+    status = subprocess.run([*client, "engine", "status"], capture_output=True, text=True, timeout=30)
+    assert (status.returncode, status.stdout.split("\n")[0]) == (3, "Engine:      cannot be asked")
 
 
 def readable_python() -> str:

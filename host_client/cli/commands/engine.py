@@ -30,7 +30,13 @@ def serve(session: Session, parsed: Parsed) -> int:
     if session.settings["host"] and not any(option in ("-H", "--host") for option in options):
         options += [f"--host={host}" for host in session.settings["host"]]
     command = native.agent_command()
-    os.execv(command[0], [*command, *options])
+    try:
+        os.execv(command[0], [*command, *options])
+    except OSError as error:
+        raise CliError(
+            f"cannot run the engine with {command[0]}: {error.strerror}",
+            "see whether you may execute that file and what it links to ('namei -l' shows it)",
+        )
 
 
 def _need_linux() -> None:
@@ -72,7 +78,8 @@ def status(session: Session, parsed: Parsed) -> int:
     try:
         process = _process(where)
     except ConnectError as error:
-        output.out(f"Engine:      not running\nAddress:     {where.url}\n")
+        state = "not running" if error.absent else "cannot be asked"
+        output.out(f"Engine:      {state}\nAddress:     {where.url}\n")
         if error.absent and not session.chosen_host():
             output.line(
                 "The next command that needs it starts it; 'wherry engine serve' runs it in the foreground."
