@@ -34,6 +34,9 @@ _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 class TarError(InvalidParameter):
     """The archive is damaged, hostile or of a kind that is not understood."""
 
+    def __init__(self, message: str, hint: str = "This is no tar archive, or it is damaged.") -> None:
+        super().__init__(message, hint)
+
 
 class Entry:
     """One member of an archive.
@@ -231,7 +234,7 @@ class TarReader:
         # The sum takes its own field as spaces; ancient tars added signed bytes.
         total = sum(block) - sum(block[148:156]) + 256
         if total != want and total - 256 * sum(b > 127 for b in block[:148] + block[156:]) != want:
-            raise TarError("archive/tar: invalid tar header", "This is no tar archive, or it is damaged.")
+            raise TarError("archive/tar: invalid tar header")
         return block
 
     def _special(self, header: bytes) -> bytes:

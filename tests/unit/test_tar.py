@@ -215,8 +215,9 @@ END = bytes(1024)
     ],
 )  # fmt: skip
 def test_hostile_headers_are_refused(archive: bytes, message: str) -> None:
-    with pytest.raises(TarError, match=message):
+    with pytest.raises(TarError, match=message) as caught:
         read(archive)
+    assert "is no tar archive" in caught.value.hint or "is cut short" in caught.value.hint
 
 
 def test_numbers_in_base_256() -> None:
