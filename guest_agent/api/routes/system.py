@@ -48,10 +48,6 @@ def register(router: Router, engine: Engine) -> None:
         types = request.query.all("type") if request.version >= (1, 42) else []
         return Response(200, await disk_usage(engine, types, request.version))
 
-    async def prune_build_cache(request: Request) -> Response:
-        # Nothing is built yet, so there is no cache; `docker system prune` asks all the same.
-        return Response(200, {"CachesDeleted": None, "SpaceReclaimed": 0})
-
     async def events(request: Request) -> StreamingResponse:
         query = request.query
         since = parse_timestamp(query.get("since"), "since")
@@ -75,5 +71,4 @@ def register(router: Router, engine: Engine) -> None:
     router.add("GET", "/version", version)
     router.add("GET", "/info", info)
     router.add("GET", "/system/df", system_df)
-    router.add("POST", "/build/prune", prune_build_cache)
     router.add("GET", "/events", events)
