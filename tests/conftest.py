@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -21,6 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DOCKER_HOST",
         help="run tests/conformance against this Docker engine, to check the tests themselves",
     )
+
+
+def pytest_configure() -> None:
+    # A shell without job control starts what it puts in the background deaf to Ctrl-C, and so would be all that
+    # the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
