@@ -72,7 +72,7 @@ class Query:
             return {}
         try:
             decoded = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidParameter(f"invalid filter: {error}")
         if not isinstance(decoded, dict):
             raise InvalidParameter("invalid filter: not a JSON object")
@@ -161,10 +161,21 @@ class Response:
         if isinstance(body, bytes):
             self.body = body
         else:
-            from msgspec.json import encode
-
-            self.body = encode(body) + b"\n"
+            self.body = _json(body) + b"\n"
             self.headers.setdefault("Content-Type", "application/json")
+
+
+def _json(value: Any) -> bytes:
+    from msgspec.json import encode
+
+    try:
+        return encode(value)
+    except UnicodeEncodeError:
+        # Names that a container made need not be text: what is none becomes U+FFFD, as in dockerd.
+        from msgspec import to_builtins
+
+        text = json.dumps(to_builtins(value), ensure_ascii=False)
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
 
 
 class StreamingResponse:

@@ -15,6 +15,8 @@ from msgspec import inspect
 
 from guest_agent.errors import InvalidParameter
 
+_MIN_INT, _MAX_INT = -(1 << 63), (1 << 63) - 1
+
 T = TypeVar("T")
 
 
@@ -71,6 +73,9 @@ def _fit(value: Any, shape: inspect.Type) -> Any:
             }
     elif isinstance(value, list) and isinstance(shape, inspect.ListType):
         return [_fit(item, shape.item_type) for item in value]
+    elif isinstance(value, int) and not _MIN_INT <= value <= _MAX_INT:
+        # Go's int64: clients could not read it back.
+        raise InvalidParameter(f"invalid JSON: number {value} is out of range")
     return value
 
 

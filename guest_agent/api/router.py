@@ -10,7 +10,7 @@ from guest_agent.errors import InvalidParameter, NotFound
 MAX_VERSION = (1, 51)
 MIN_VERSION = (1, 40)
 
-_VERSION = re.compile(r"/v([0-9.]+)(/.*)")
+_VERSION = re.compile(r"/v([0-9.]{1,16})(/.*)")
 _PARAMETER = re.compile(r"\{(\w+)(\.\.\.)?\}")
 
 

@@ -278,9 +278,10 @@ class Connection:
     def _request(self, head: wire.Head, body: _Body) -> Request:
         try:
             target = urlsplit(head.target)  # some clients send the absolute form
+            path = unquote(target.path, errors="strict") or "/"
         except ValueError:
             raise InvalidParameter("malformed request target")
-        version, path = split_version(unquote(target.path, errors="surrogateescape") or "/")
+        version, path = split_version(path)
         query = Query(target.query)
 
         async def take_over(status: int, headers: dict[str, str]) -> Stream:

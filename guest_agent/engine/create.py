@@ -211,6 +211,7 @@ def _settle_networks(engine: Engine, record: Record, endpoints: dict[str, Endpoi
     if config.network_disabled or shared_container(host.network_mode):
         return
     for asked, settings in endpoints.items():
+        validate.check_endpoint(asked, settings)
         record.networks[_network_name(engine, asked)] = settings
     mode = _network_name(engine, host.network_mode)
     if not record.networks:
@@ -236,7 +237,7 @@ def endpoint_config(settings: EndpointSettings) -> EndpointConfig:
         links=tuple(settings.links or ()),
         ipv4_address=ipam.ipv4_address,
         ipv6_address=ipam.ipv6_address,
-        mac_address=settings.mac_address,
+        mac_address=settings.mac_address.replace("-", ":"),
         driver_opts=settings.driver_opts or {},
         gw_priority=settings.gw_priority,
     )

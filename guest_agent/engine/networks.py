@@ -23,6 +23,7 @@ from .container_config import EndpointSettings, shared_container
 from .create import endpoint_config
 from .image_filters import until
 from .listing import Filters, has_labels
+from .validate import check_endpoint
 
 if TYPE_CHECKING:
     from .container import Container
@@ -109,6 +110,7 @@ class Networks:
         network = self.get(name_or_id)
         async with container.lock:
             self._check_exclusive(network, container)
+            check_endpoint(network.name, settings)
             config = endpoint_config(settings)
             self.check(network, config)
             if container.state.running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 from guest_agent.errors import Conflict, InternalError, NotFound
@@ -59,7 +60,7 @@ async def thaw(engine: Engine, container: Container) -> None:
 def cgroup(engine: Engine, container: Container) -> cgroups.Cgroup:
     """The container's control group."""
     parent = container.host_config.cgroup_parent or engine.config.cgroup_parent
-    return cgroups.open(container.id, parent) if parent else cgroups.open(container.id)
+    return cgroups.open(container.id, os.path.join("/", parent)) if parent else cgroups.open(container.id)
 
 
 async def resize(engine: Engine, container: Container, rows: int, columns: int) -> None:

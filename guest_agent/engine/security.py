@@ -85,7 +85,7 @@ def _seccomp(result: SecurityOptions, value: str) -> None:
 def _profile(text: str) -> dict[str, Any]:
     try:
         profile = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidParameter(f"Decoding seccomp profile failed: {error}")
     if not isinstance(profile, dict):
         raise InvalidParameter("Decoding seccomp profile failed: the profile is not a JSON object")

@@ -93,7 +93,9 @@ def oci_config(record: Record, security: SecurityOptions, around: Surroundings) 
         rules = device_rules(mapped_rules, host.device_cgroup_rules or ())
     linux: dict[str, Any] = {
         "namespaces": namespaces,
-        "cgroupsPath": os.path.join(host.cgroup_parent or around.cgroup_parent or DEFAULT_PARENT, record.id),
+        "cgroupsPath": os.path.join(
+            "/", host.cgroup_parent or around.cgroup_parent or DEFAULT_PARENT, record.id
+        ),
         "resources": linux_resources(host) | {"devices": rules},
         "devices": devices,
         "sysctl": _sysctls(record, own),

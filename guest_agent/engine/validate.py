@@ -15,6 +15,7 @@ from guest_agent.runtime import capabilities
 
 from .container_config import (
     ContainerConfig,
+    EndpointSettings,
     HealthConfig,
     HostConfig,
     Resources,
@@ -38,6 +39,7 @@ ULIMITS = frozenset(
 )
 _PORT = re.compile(r"(\d+)/(tcp|udp|sctp)")
 _PORT_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_MAC = re.compile(r"[0-9a-fA-F]{2}(?:[:-][0-9a-fA-F]{2}){5}")
 
 
 def check_create(config: ContainerConfig, host: HostConfig) -> None:
@@ -90,6 +92,8 @@ def check_config(config: ContainerConfig) -> None:
     """The part of the settings that does not depend on the host."""
     if len(config.hostname.encode()) > MAX_HOSTNAME:
         raise InvalidParameter(f'hostname "{config.hostname}" is too long (maximum {MAX_HOSTNAME} bytes)')
+    _check_word("hostname", config.hostname)
+    _check_word("domain name", config.domainname)
     if config.working_dir and not config.working_dir.startswith("/"):
         raise InvalidParameter(
             f"the working directory '{config.working_dir}' is invalid, it needs to be an absolute path"
@@ -101,10 +105,27 @@ def check_config(config: ContainerConfig) -> None:
             raise InvalidParameter(f"invalid environment variable: {entry}")
         if "\0" in entry:
             raise InvalidParameter("invalid environment variable: it has a zero byte")
+    for word in (*(config.entrypoint or ()), *(config.cmd or ())):
+        if "\0" in word:
+            raise InvalidParameter(f"invalid argument {word!r}: it has a zero byte")
     for port in config.exposed_ports or ():
         _check_port(port)
     if config.healthcheck is not None:
         _check_health(config.healthcheck)
+
+
+def _check_word(what: str, text: str) -> None:
+    """What goes into hosts or resolv.conf is one word of it: anything else would be further entries."""
+    if any(char.isspace() or not char.isprintable() for char in text):
+        raise InvalidParameter(f"invalid {what} {text!r}: it has white space or control characters")
+
+
+def check_endpoint(network: str, settings: EndpointSettings) -> None:
+    """How a container is to be on a network. Raises InvalidParameter."""
+    if settings.mac_address and not _MAC.fullmatch(settings.mac_address):
+        raise InvalidParameter(
+            f"invalid config for network {network}: invalid MAC address {settings.mac_address}"
+        )
 
 
 def _check_health(health: HealthConfig) -> None:
@@ -135,6 +156,20 @@ def check_host_config(host: HostConfig, limits: dict[str, Any]) -> list[str]:
         check_mount(mount)
     for entry in host.extra_hosts or ():
         _check_extra_host(entry)
+    for address in host.dns or ():
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise InvalidParameter(f"bad nameserver address {address}: unable to parse IP")
+    for domain in host.dns_search or ():
+        _check_word("DNS search domain", domain)
+    for option in host.dns_options or ():
+        _check_word("DNS option", option)
+    for path in (*(host.masked_paths or ()), *(host.readonly_paths or ())):
+        if "\0" in path:
+            raise InvalidParameter(f"invalid path {path!r}: it has a zero byte")
+    if ".." in host.cgroup_parent.split("/") or not host.cgroup_parent.isprintable():
+        raise InvalidParameter(f"invalid cgroup parent {host.cgroup_parent!r}")
     _check_ports(host)
     check_restart_policy(host.restart_policy)
     _check_capabilities(host)
@@ -172,6 +207,7 @@ def _check_extra_host(entry: str) -> None:
     name, colon, address = entry.partition(":")
     if not colon or not name:
         raise InvalidParameter(f'bad format for add-host: "{entry}"')
+    _check_word("host name in add-host", name)
     if address == "host-gateway":
         return
     try:

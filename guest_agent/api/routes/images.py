@@ -162,7 +162,7 @@ def credentials(header: str) -> Credentials | None:
             -len(header.rstrip("=")) % 4
         )
         return _credentials(json.loads(base64.urlsafe_b64decode(padded) or b"{}"))
-    except (ValueError, AttributeError, TypeError) as e:
+    except (ValueError, AttributeError, TypeError, RecursionError) as e:
         raise InvalidParameter(f"invalid X-Registry-Auth header: {e}")
 
 
@@ -191,7 +191,7 @@ def _platform_json(text: str) -> Platform | None:
     try:
         value = json.loads(text)
         return platforms.normalise(value["os"], value["architecture"], value.get("variant") or "")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InvalidParameter(f"failed to parse platform: {text}")
 
 
