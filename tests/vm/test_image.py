@@ -6,11 +6,14 @@ import hashlib
 import json
 import lzma
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from host_client.machine import image as images
+from vm_images import wheel
 from vm_images.build import build
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
@@ -53,6 +56,21 @@ def test_a_second_build_gives_the_same_bytes(folder: Path, tmp_path: Path) -> No
     if first["packages"] != second["packages"]:  # the archive has moved on since the first build was cached
         first = build(first["arch"], str(tmp_path / "again"), None, None)
     assert second["files"] == first["files"]
+
+
+def test_pip_installs_it_as_a_package(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = wheel.make(str(folder), str(tmp_path), "1.0")
+    assert Path(path).stat().st_size < 60e6
+    packages = tmp_path / "packages"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--target", str(packages), path]
+    subprocess.run(pip, check=True)
+    monkeypatch.syspath_prepend(packages)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    arch = folder.name.partition("-")[0]
+    packaged = images.packaged(arch)
+    assert packaged is not None
+    images.verify(images.install(packaged))
+    assert [image.arch for image in images.installed(arch)] == [arch]
 
 
 def test_only_what_the_agent_needs_is_in_the_root(root: Path) -> None:

@@ -231,6 +231,16 @@ def test_a_failed_boot_says_why(home: Home) -> None:
     assert not machine.exists()
 
 
+def test_an_arm_machine_runs_hello_world(home: Home, arm_image: Path) -> None:
+    machine = Machine("arm")
+    machine.init(images.install(str(arm_image)), cpus=1, memory=MEMORY)
+    docker = Cli([docker_binary()], f"unix://{machine.layout.api_socket}", home.docker.config)
+    machine.start()
+    assert "aarch64" in docker.ok("run", "--rm", "hello-world", timeout=200)
+    machine.stop()
+    machine.remove()
+
+
 def test_a_disk_grows(home: Home) -> None:
     machine = Machine("grows")
     machine.init(images.installed("amd64")[0], cpus=1, memory=MEMORY, disk=4 << 30)
