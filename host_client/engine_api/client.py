@@ -27,6 +27,24 @@ _SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345678
 _TOO_NEW = "is too new. Maximum supported API version is "
 
 
+def messages(response: Response) -> Iterator[Any]:
+    """The JSON values of an answer, each as soon as its line is complete.
+
+    Raises:
+        ProtocolError: something in it is not JSON.
+    """
+    rest = b""
+    try:
+        for chunk in response.chunks():
+            rest += chunk
+            complete, newline, rest = rest.rpartition(b"\n")
+            if newline:
+                yield from scan(complete.decode("utf-8", "replace"))
+        yield from scan(rest.decode("utf-8", "replace"))
+    except ValueError as error:
+        raise ProtocolError(f"the engine's messages are damaged: {error}")
+
+
 def quote(text: str, safe: str = "") -> str:
     """Percent-encode everything but unreserved characters and those in `safe` (RFC 3986)."""
     if _SAFE.issuperset(text):
@@ -201,15 +219,9 @@ class Client:
         body: object = None,
         headers: Iterable[tuple[str, str]] = (),
     ) -> Iterator[Any]:
-        """The JSON values of a stream, each as soon as its line is complete."""
+        """The JSON values of a stream, as `messages` has them."""
         response = self.request(method, path, query, body, headers)
-        rest = b""
-        for chunk in response.chunks():
-            rest += chunk
-            complete, newline, rest = rest.rpartition(b"\n")
-            if newline:
-                yield from scan(complete.decode("utf-8", "replace"))
-        yield from scan(rest.decode("utf-8", "replace"))
+        yield from messages(response)
         self._release(response)
 
     def start_hijack(self, path: str, query: Query | None = None, body: object = None) -> Connection:

@@ -9,16 +9,15 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 
+from guest_agent.api.attaching import asked_for
 from guest_agent.api.http import Request
 from guest_agent.api.router import Router
 from guest_agent.api.sockets import receive, send
 from guest_agent.api.websocket import WebSocket
-from guest_agent.engine import attach, container_events, lifecycle, logs
-from guest_agent.engine.container import Container
+from guest_agent.engine import container_events, lifecycle, logs
 from guest_agent.engine.engine import Engine
 from guest_agent.engine.launch import log_path
 from guest_agent.engine.logs import Selection
-from guest_agent.errors import Conflict
 
 _HEADER = 8  # bytes of a stdcopy frame's header: stream, 3 zeros, length
 
@@ -27,33 +26,19 @@ def register(router: Router, engine: Engine) -> None:
     """Adds the routes of this module."""
 
     async def attach_websocket(request: Request) -> None:
-        query, name = request.query, request.params["id"]
-        keys = attach.parse_detach_keys(query.get("detachKeys"))
-        container: Container = engine.containers.get(name)
-        if container.state.paused:
-            raise Conflict(f"container {name} is paused, unpause the container before attach")
-        if container.state.restarting:
-            raise Conflict(f"container {name} is restarting, wait until the container is running")
-        config = container.config
-        wanted = attach.Wanted(
-            query.flag("stdin") and config.open_stdin,
-            query.flag("stdout"),
-            query.flag("stderr"),
-            config.tty,
-            keys,
-        )
+        container, wanted = asked_for(engine, request)
         connection = await WebSocket.accept(request)
-        if query.flag("logs"):
+        if request.query.flag("logs"):
             selection = Selection(wanted.stdout, wanted.stderr, framed=False)
             async for piece in logs.read(log_path(engine, container), selection):
                 await connection.send(piece)
         container_events.publish(engine, container, "attach")
-        if query.flag("stream"):
+        if request.query.flag("stream"):
             ours, theirs = socket.socketpair()
             ours.setblocking(False)
             theirs.setblocking(False)
             await lifecycle.attach_client(engine, container, theirs, wanted)
-            await relay(connection, ours, framed=not config.tty)
+            await relay(connection, ours, framed=not wanted.tty)
         await connection.close()
 
     router.add("GET", "/containers/{id}/attach/ws", attach_websocket)

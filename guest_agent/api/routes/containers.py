@@ -9,12 +9,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from guest_agent.api.attaching import asked_for
 from guest_agent.api.compatibility import adapt_create
 from guest_agent.api.http import MULTIPLEXED_STREAM, RAW_STREAM, Request, Response, StreamingResponse
 from guest_agent.api.models import CreateContainer, UpdateContainer, plain, words
 from guest_agent.api.router import Router
 from guest_agent.engine import (
-    attach,
     create,
     inspect,
     lifecycle,
@@ -33,7 +33,7 @@ from guest_agent.engine.launch import log_path
 from guest_agent.engine.logs import Selection, read
 from guest_agent.engine.sizes import container_size
 from guest_agent.engine.wait import CONDITIONS, NOT_RUNNING, Outcome
-from guest_agent.errors import Conflict, EngineError, InvalidParameter
+from guest_agent.errors import EngineError, InvalidParameter
 
 
 def register(router: Router, engine: Engine) -> None:
@@ -194,28 +194,14 @@ class _Routes:
         return StreamingResponse(200, "application/json", _outcome(outcome))
 
     async def attach(self, request: Request) -> None:
-        query, name = request.query, request.params["id"]
-        keys = attach.parse_detach_keys(query.get("detachKeys"))
-        container = self._container(request)
-        if container.state.paused:
-            raise Conflict(f"container {name} is paused, unpause the container before attach")
-        if container.state.restarting:
-            raise Conflict(f"container {name} is restarting, wait until the container is running")
-        config = container.config
-        wanted = attach.Wanted(
-            query.flag("stdin") and config.open_stdin,
-            query.flag("stdout"),
-            query.flag("stderr"),
-            config.tty,
-            keys,
-        )
-        stream = await request.hijack(RAW_STREAM if config.tty else MULTIPLEXED_STREAM)
-        if query.flag("logs"):
-            selection = Selection(wanted.stdout, wanted.stderr, framed=not config.tty)
+        container, wanted = asked_for(self.engine, request)
+        stream = await request.hijack(RAW_STREAM if wanted.tty else MULTIPLEXED_STREAM)
+        if request.query.flag("logs"):
+            selection = Selection(wanted.stdout, wanted.stderr, framed=not wanted.tty)
             async for piece in read(log_path(self.engine, container), selection):
                 await stream.write(piece)
         publish(self.engine, container, "attach")
-        if query.flag("stream"):
+        if request.query.flag("stream"):
             await lifecycle.attach_client(self.engine, container, stream.detach(), wanted)
 
 

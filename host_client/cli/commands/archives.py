@@ -8,8 +8,8 @@ from host_client import reference
 from host_client.cli import output, progress
 from host_client.cli.errors import CliError
 from host_client.cli.flags import Command
-from host_client.engine_api.client import quote
-from host_client.engine_api.wire import dumps, scan
+from host_client.engine_api.client import messages, quote
+from host_client.engine_api.wire import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -152,21 +152,11 @@ def load(session: Session, parsed: Parsed) -> int:
     headers = [("Content-Type", "application/x-tar")]
     response = session.client.request("POST", "/images/load", query, _pieces(path), headers)
     if response.headers.get("content-type", "").startswith("application/json"):
-        progress.show(_messages(response), output.OUT)
+        progress.show(messages(response), output.OUT)
         return 0
     for piece in response.chunks():
         output.write_bytes(output.OUT, piece)
     return 0
-
-
-def _messages(response: Response) -> Iterator[Any]:
-    rest = b""
-    for chunk in response.chunks():
-        rest += chunk
-        complete, newline, rest = rest.rpartition(b"\n")
-        if newline:
-            yield from scan(complete.decode("utf-8", "replace"))
-    yield from scan(rest.decode("utf-8", "replace"))
 
 
 LOAD = Command(

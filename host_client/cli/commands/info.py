@@ -5,7 +5,6 @@ from __future__ import annotations
 from host_client import VERSION
 from host_client.cli import output, units
 from host_client.cli.commands.version import client_part
-from host_client.cli.errors import CliError
 from host_client.cli.flags import Command
 from host_client.engine_api import API_VERSION
 from host_client.engine_api.errors import EngineApiError
@@ -43,7 +42,7 @@ def info(session: Session, parsed: Parsed) -> int:
 
 
 def _formatted(session: Session, layout: str) -> int:
-    from host_client.cli.templates import TemplateError, parse
+    from host_client.cli import formats
     from host_client.engine_api.wire import dumps
 
     found = session.client.get("/info")
@@ -56,14 +55,7 @@ def _formatted(session: Session, layout: str) -> int:
     if layout == "json":
         output.line(dumps(found))
         return 0
-    try:
-        template = parse(layout)
-    except TemplateError as error:
-        raise CliError(f"template parsing error: {error}", status=64)
-    try:
-        output.line(template.render(found))
-    except TemplateError as error:
-        raise CliError(f"template parsing error: {error}", "'{{json .}}' shows all fields")
+    output.line(formats.filled(formats.template(layout), found))
     return 0
 
 

@@ -66,12 +66,9 @@ def inspect_all(names: Sequence[str], layout: str, find: Callable[[str], Any]) -
     """Print what `find` returns for each name as JSON or by template; errors come after what was found."""
     template = None
     if layout not in ("", "json"):
-        from host_client.cli.templates import TemplateError, parse
+        from host_client.cli import formats
 
-        try:
-            template = parse(layout)
-        except TemplateError as error:
-            raise CliError(f"template parsing error: {error}", status=64)
+        template = formats.template(layout)
     found: list[Any] = []
     text = ""
     problems: list[tuple[str, str]] = []
@@ -85,12 +82,11 @@ def inspect_all(names: Sequence[str], layout: str, find: Callable[[str], Any]) -
             found.append(item)
             continue
         from host_client.cli.inspect_defaults import DEFAULTS
-        from host_client.cli.templates import TemplateError
 
         try:
-            text += template.render(item, defaults=DEFAULTS) + "\n"
-        except TemplateError as error:
-            problems.append((f"template parsing error: {error}", "'{{json .}}' shows all fields"))
+            text += formats.filled(template, item, DEFAULTS) + "\n"
+        except CliError as error:
+            problems.append((error.message, error.hint))
     if template is not None:
         output.out(text or "\n")
     else:

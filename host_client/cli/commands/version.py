@@ -7,7 +7,6 @@ import sys
 
 from host_client import VERSION as CLIENT_VERSION
 from host_client.cli import output
-from host_client.cli.errors import CliError
 from host_client.cli.flags import Command
 from host_client.cli.tabwriter import align
 from host_client.engine_api import API_VERSION
@@ -93,12 +92,9 @@ def version(session: Session, parsed: Parsed) -> int:
     layout = parsed["format"]
     template = None
     if layout not in ("", "json"):
-        from host_client.cli.templates import TemplateError, parse
+        from host_client.cli import formats
 
-        try:
-            template = parse(layout)
-        except TemplateError as error:
-            raise CliError(f"template parsing error: {error}", status=64)
+        template = formats.template(layout)
     problem = None
     server: dict[str, Any] | None = None
     api_version = API_VERSION
@@ -121,17 +117,15 @@ def version(session: Session, parsed: Parsed) -> int:
 
 
 def _formatted(client: dict[str, Any], server: dict[str, Any] | None, template: Any) -> None:
-    from host_client.cli.templates import TemplateError
     from host_client.engine_api.wire import dumps
 
     both = {"Client": client, "Server": server}
     if template is None:
         output.line(dumps(both))
         return
-    try:
-        output.line(template.render(both))
-    except TemplateError as error:
-        raise CliError(f"template parsing error: {error}", "'{{json .}}' shows all fields")
+    from host_client.cli import formats
+
+    output.line(formats.filled(template, both))
 
 
 VERSION = Command(
