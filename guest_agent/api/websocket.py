@@ -19,7 +19,6 @@ MAX_FRAME = 1024 * 1024  # bytes in one frame from a client
 NORMAL = 1000
 PROTOCOL_ERROR = 1002
 TOO_BIG = 1009
-INTERNAL_ERROR = 1011
 
 
 class _Broken(Exception):

@@ -39,12 +39,10 @@ class Record(Struct, omit_defaults=True):
     mounts: list[MountPoint] = field(default_factory=list)
     networks: dict[str, EndpointSettings] = field(default_factory=dict)
     ports: dict[str, list[dict[str, str]] | None] = field(default_factory=dict)  # NetworkSettings.Ports
-    sandbox_key: str = ""
     links: list[Link] = field(default_factory=list)
     restart_count: int = 0
     manually_stopped: bool = False
     started_before: bool = False
-    anonymous_volumes: list[str] = field(default_factory=list)
 
 
 _encoder = msgspec.json.Encoder()

@@ -66,16 +66,6 @@ class RootFd:
         """
         return open_in_root(self.fd, path, flags, mode)
 
-    def open_parent(self, path: str) -> tuple[int, str]:
-        """The directory that holds `path` as an O_PATH fd, and the last component: for unlink, mknod, rename.
-
-        Raises OSError EINVAL when `path` names no entry (`/`, `a/..`).
-        """
-        head, _, name = path.rstrip("/").rpartition("/")
-        if name in ("", ".", ".."):
-            raise OSError(_EINVAL, "not the name of a directory entry", path)
-        return open_in_root(self.fd, head or "/", O_PATH | os.O_DIRECTORY), name
-
     def stat(self, path: str, follow: bool = True) -> os.stat_result:
         """stat(2), or lstat(2) when `follow` is false."""
         fd = self.open(path, O_PATH | (0 if follow else os.O_NOFOLLOW))

@@ -13,12 +13,9 @@ import os
 from ctypes import byref, c_char, c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p, sizeof
 
 AT_FDCWD = -100
-AT_SYMLINK_NOFOLLOW = 0x100
-AT_NO_AUTOMOUNT = 0x800
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 
-CLONE_NEWTIME = 0x00000080
 CLONE_PIDFD = 0x00001000
 CLONE_PARENT = 0x00008000
 CLONE_NEWNS = 0x00020000
@@ -28,7 +25,6 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
-CLONE_CLEAR_SIGHAND = 0x100000000
 CLONE_INTO_CGROUP = 0x200000000
 
 MS_RDONLY = 0x1
@@ -37,22 +33,17 @@ MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MS_SYNCHRONOUS = 0x10
 MS_REMOUNT = 0x20
-MS_MANDLOCK = 0x40
 MS_DIRSYNC = 0x80
 MS_NOATIME = 0x400
 MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
-MS_MOVE = 0x2000
 MS_REC = 0x4000
-MS_SILENT = 0x8000
 MS_UNBINDABLE = 0x20000
 MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
 MS_SHARED = 0x100000
 MS_RELATIME = 0x200000
-MS_I_VERSION = 0x800000
 MS_STRICTATIME = 0x1000000
-MS_LAZYTIME = 0x2000000
 
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
@@ -77,9 +68,7 @@ FSOPEN_CLOEXEC = 0x1
 FSMOUNT_CLOEXEC = 0x1
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
-FSCONFIG_SET_FD = 5
 FSCONFIG_CMD_CREATE = 6
-FSCONFIG_CMD_RECONFIGURE = 7
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -87,15 +76,11 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
-CLOSE_RANGE_CLOEXEC = 0x4
-
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
-PR_SET_NAME = 15
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
-PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
@@ -105,18 +90,12 @@ SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_LOG = 2
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
 
-RENAME_NOREPLACE = 1
-RENAME_EXCHANGE = 2
-
 MFD_CLOEXEC = 0x1
 MFD_ALLOW_SEALING = 0x2
 MFD_EXEC = 0x10  # Linux 6.3; EINVAL before
 
-CGROUP2_SUPER_MAGIC = 0x63677270
 DEVPTS_SUPER_MAGIC = 0x1CD1
-OVERLAYFS_SUPER_MAGIC = 0x794C7630
 PROC_SUPER_MAGIC = 0x9FA0
-TMPFS_MAGIC = 0x01021994
 
 _NR_OPEN_TREE = 428
 _NR_MOVE_MOUNT = 429
@@ -126,7 +105,6 @@ _NR_FSMOUNT = 432
 _NR_CLONE3 = 435
 _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
-_NR_PIDFD_GETFD = 438
 _NR_MOUNT_SETATTR = 442
 _MACHINE = os.uname().machine
 if _MACHINE == "x86_64":
@@ -306,10 +284,6 @@ class FsContext:
         """FSCONFIG_SET_FLAG."""
         self._config(FSCONFIG_SET_FLAG, _encode(key), None, 0)
 
-    def set_fd(self, key: str, fd: int) -> None:
-        """FSCONFIG_SET_FD."""
-        self._config(FSCONFIG_SET_FD, _encode(key), None, fd)
-
     def create(self) -> None:
         """FSCONFIG_CMD_CREATE: make the superblock."""
         self._config(FSCONFIG_CMD_CREATE, None, None, 0)
@@ -395,14 +369,6 @@ def clone3(flags: int, cgroup: int | None = None) -> tuple[int, int]:
         ctypes.set_errno(number)
         raise _fail("clone3")
     return pid, pidfd.value
-
-
-def pidfd_getfd(pidfd: int, target: int) -> int:
-    """pidfd_getfd(2) (Linux 5.6): a duplicate, close-on-exec, of another process's descriptor."""
-    fd = _syscall(_NR_PIDFD_GETFD, pidfd, target, 0)
-    if fd < 0:
-        raise _fail("pidfd_getfd", target)
-    return fd
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
@@ -500,12 +466,6 @@ def syncfs(fd: int) -> None:
     """syncfs(2): writes out the file system that holds `fd`; raises errors of earlier write-back, too."""
     if libc.syncfs(fd) < 0:
         raise _fail("syncfs", fd)
-
-
-def renameat2(old_dirfd: int, old: Path, new_dirfd: int, new: Path, flags: int) -> None:
-    """renameat2(2): RENAME_NOREPLACE, RENAME_EXCHANGE."""
-    if _syscall(_NR_RENAMEAT2, old_dirfd, _encode(old), new_dirfd, _encode(new), flags) < 0:
-        raise _fail("renameat2", new)
 
 
 __all__ = [name for name in dir() if not name.startswith("_") and name not in ("annotations", "os", "ctypes")]

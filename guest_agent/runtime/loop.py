@@ -12,7 +12,6 @@ READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 HANGUP = select.EPOLLHUP
 ERROR = select.EPOLLERR
-PRIORITY = select.EPOLLPRI
 
 Handler = Callable[[int], None]
 

@@ -109,10 +109,6 @@ class Client:
             connection.close()
         self._idle.clear()
 
-    def at_least(self, version: str) -> bool:
-        """Whether the version in use is `version` or newer."""
-        return _number(self.version) >= _number(version)
-
     def negotiate(self) -> dict[str, str]:
         """Ask the engine for its version and settle on the newest that both know; the ping's headers."""
         response = self._exchange("GET", "/_ping", [], None)

@@ -106,17 +106,6 @@ def test_touching(tree: Path) -> None:
     assert (tree.parent / "secret").read_text() == "outside"
 
 
-def test_parent(tree: Path) -> None:
-    with RootFd.at(tree) as root:
-        fd, name = root.open_parent("/inner/x")
-        os.mkdir(name, dir_fd=fd)
-        os.close(fd)
-        for path in ("/", "/dir/..", "..", ""):
-            with pytest.raises(OSError, match="not the name of a directory entry"):
-                root.open_parent(path)
-    assert (tree / "dir/sub/x").is_dir()
-
-
 NAMES = st.sampled_from(["a", "b", "link", "up", "abs", "..", ".", ""])
 
 
