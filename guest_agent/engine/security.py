@@ -37,16 +37,14 @@ def parse_security_options(
     for option in options:
         separator = "=" if "=" in option else ":"
         key, given, value = option.partition(separator)
-        if key in ("no-new-privileges", "writable-cgroups"):
-            wanted = _flag(option, value) if given else True
-            if key == "no-new-privileges":
-                result.no_new_privileges = wanted
-            else:
-                result.writable_cgroups = wanted
+        if key == "no-new-privileges":
+            result.no_new_privileges = _flag(option, value) if given else True
         elif option == "disable" or option in ("label=disable", "label:disable"):
             pass  # no SELinux label is ever set
         elif not given:
             raise InvalidParameter(f'invalid --security-opt 1: "{option}"')
+        elif key == "writable-cgroups":
+            result.writable_cgroups = _flag(option, value)
         elif key == "seccomp":
             _seccomp(result, value)
         elif key == "apparmor":

@@ -106,7 +106,7 @@ def oci_config(record: Record, security: SecurityOptions, around: Surroundings) 
         "ociVersion": "1.2.0",
         "process": process(record, security, around),
         "root": {"path": "", "readonly": host.readonly_rootfs},
-        "mounts": all_mounts(record, around.binds, around.network_files, around.shm, linux),
+        "mounts": all_mounts(record, security, around.binds, around.network_files, around.shm, linux),
         "linux": linux,
     }
     if "uts" in own:

@@ -10,6 +10,7 @@ from guest_agent.errors import InternalError
 from .container import Record
 from .mountinfo import propagation_of
 from .mounts import merge_tmpfs_options, tmpfs_options
+from .security import SecurityOptions
 
 _DEFAULTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("/proc", "proc", "proc", ("nosuid", "noexec", "nodev")),
@@ -42,6 +43,7 @@ class BindMount:
 
 def all_mounts(
     record: Record,
+    security: SecurityOptions,
     binds: list[BindMount],
     network_files: dict[str, str],
     shm: str,
@@ -62,7 +64,7 @@ def all_mounts(
     binds = [bind for bind in binds if bind.destination not in tmpfs]
     mine = {bind.destination for bind in binds} | tmpfs.keys()
 
-    mounts = _default_mounts(record, mine)
+    mounts = _default_mounts(record, security, mine)
     user = [_tmpfs(destination, data) for destination, data in tmpfs.items()]
     user += [_bind(bind, linux) for bind in binds]
     user.sort(key=lambda mount: mount["destination"].rstrip("/").count("/"))
@@ -82,8 +84,11 @@ def all_mounts(
     return mounts
 
 
-def _default_mounts(record: Record, mine: set[str]) -> list[dict[str, Any]]:
+def _default_mounts(record: Record, security: SecurityOptions, mine: set[str]) -> list[dict[str, Any]]:
     host = record.host_config
+    writable = {"/sys": host.privileged, "/sys/fs/cgroup": host.privileged}
+    if security.writable_cgroups is not None:
+        writable["/sys/fs/cgroup"] = security.writable_cgroups
     mounts = []
     for destination, kind, source, options in _DEFAULTS:
         if destination in mine or ("/dev" in mine and destination.startswith("/dev/")):
@@ -92,7 +97,7 @@ def _default_mounts(record: Record, mine: set[str]) -> list[dict[str, Any]]:
             if host.ipc_mode == "none":
                 continue
             options = (*options, f"size={host.shm_size}")
-        if host.privileged and destination in ("/sys", "/sys/fs/cgroup"):
+        if writable.get(destination):
             options = tuple(option for option in options if option != "ro")
         elif host.readonly_rootfs and destination not in _STAY_WRITABLE and "ro" not in options:
             options = (*options, "ro")

@@ -563,6 +563,16 @@ def test_no_new_privileges(docker: Cli, busybox: str) -> None:
     assert sh(docker, busybox, status, "--security-opt", "no-new-privileges") == "NoNewPrivs:\t1"
 
 
+def test_writable_cgroups(docker: Cli, busybox: str) -> None:
+    writable = "grep -E ' cgroup2? rw' /proc/mounts | wc -l"
+    option = "--security-opt=writable-cgroups="
+    assert sh(docker, busybox, writable) == "0"
+    assert sh(docker, busybox, writable, f"{option}true") != "0"
+    assert sh(docker, busybox, writable, f"{option}false") == "0"
+    assert sh(docker, busybox, writable, "--privileged") != "0"
+    assert sh(docker, busybox, writable, "--privileged", f"{option}false") == "0"
+
+
 def test_masked_and_read_only_paths(docker: Cli, busybox: str) -> None:
     script = "cat /proc/interrupts /proc/timer_list; ls /sys/firmware; echo 1 > /proc/sys/kernel/panic"
     result = docker("run", "--rm", busybox, "sh", "-c", script)
