@@ -125,6 +125,11 @@ def _dispatch(settings: Parsed) -> int:
 def _unknown(word: str, group: str, known: list[str]) -> CliError:
     import difflib
 
+    if not group and word in table.DOCKERS_OWN:
+        return CliError(
+            f"wherry has no '{word}': it is one of docker's commands that Wherry does not do",
+            "docs/cli.md lists them; 'wherry --help' shows all commands there are",
+        )
     close = difflib.get_close_matches(word, known, 2, 0.6)
     error = usage_error(
         group,

@@ -178,6 +178,12 @@ OTHER_SPELLINGS = {
     ("volume", "remove"): "rm",
 }
 
+# Commands of docker's that are not here, for an answer that says more than that a word is unknown.
+DOCKERS_OWN = frozenset((
+    "build", "builder", "buildx", "checkpoint", "compose", "config", "context", "manifest", "node", "plugin",
+    "push", "secret", "service", "stack", "swarm", "trust",
+))  # fmt: skip
+
 COMMON = (
     "run", "exec", "ps", "pull", "images", "logs", "stop", "rm", "login", "logout", "search", "version",
     "info",

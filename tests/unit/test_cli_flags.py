@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -169,9 +171,41 @@ def test_declarations(name: str, entry: tuple[str, str, str]) -> None:
         default_of(flag)
     assert entry[2]
     assert not entry[2].endswith(".")
+    assert command.examples
     for line, what in command.examples:
-        assert line.startswith("wherry ")
         assert what
+        assert entry in [called(words) for words in calls(line)], line
+
+
+def calls(line: str) -> list[list[str]]:
+    """The words after each `wherry` in a line of shell."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    found: list[list[str]] = []
+    inside = False
+    for word in lexer:
+        if word == "wherry":
+            found.append([])
+            inside = True
+        elif set(word) <= set("();<>|&"):
+            inside = False
+        elif inside:
+            found[-1].append(word)
+    return found
+
+
+def called(words: list[str]) -> tuple[str, str, str] | None:
+    """The command that is called with these words, whose flags and arguments it takes."""
+    settings = parse("", Command("", lambda: 0, 0, None, table.GLOBAL_FLAGS, interspersed=False), words)
+    count = 2 if settings.args[0] in table.GROUPS else 1
+    entry = table.entry(*settings.args[:count])
+    if entry is not None:
+        parse(" ".join(settings.args[:count]), table.load(entry), settings.args[count:])
+    return entry
+
+
+def test_commands_that_only_docker_has() -> None:
+    assert not table.DOCKERS_OWN & set(table.names())
 
 
 def test_every_short_form_leads_somewhere() -> None:

@@ -118,6 +118,12 @@ SERVE = Command(
     serve,
     passthrough=True,
     detail="Options are those of the engine, as in its daemon.json; 'wherry engine serve --help' lists them.",
+    examples=(
+        (
+            "wherry engine serve --host unix:///tmp/w.sock --data-root /tmp/w/data --exec-root /tmp/w/run",
+            "a second engine, beside the one of this machine",
+        ),
+    ),
 )
 
 

@@ -162,6 +162,7 @@ CONTAINER = Command(
     None,
     (_FORMAT, ("size", "s", "bool", "Show the sizes, too")),
     complete="container",
+    examples=(("wherry container inspect -f '{{.State.Status}}' web", "whether it runs"),),
 )
 IMAGE = Command(
     "[OPTIONS] IMAGE [IMAGE...]",
@@ -170,6 +171,7 @@ IMAGE = Command(
     None,
     (_FORMAT, ("platform", "", "string", "The variant for this platform (os[/arch[/variant]])")),
     complete="image",
+    examples=(("wherry image inspect -f '{{.Config.Cmd}}' alpine", "what it runs by default"),),
 )
 NETWORK = Command(
     "[OPTIONS] NETWORK [NETWORK...]",
@@ -178,5 +180,14 @@ NETWORK = Command(
     None,
     (_FORMAT, ("verbose", "v", "bool", "More, for finding faults")),
     complete="network",
+    examples=(("wherry network inspect -f '{{range .Containers}}{{.Name}} {{end}}' mine", "who is on it"),),
 )
-VOLUME = Command("[OPTIONS] VOLUME [VOLUME...]", _of_kind("volume"), 1, None, (_FORMAT,), complete="volume")
+VOLUME = Command(
+    "[OPTIONS] VOLUME [VOLUME...]",
+    _of_kind("volume"),
+    1,
+    None,
+    (_FORMAT,),
+    complete="volume",
+    examples=(("wherry volume inspect -f '{{.Mountpoint}}' data", "where its files are"),),
+)

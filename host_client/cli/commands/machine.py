@@ -112,7 +112,7 @@ def start(session: Session, parsed: Parsed) -> int:
     return 0
 
 
-START = Command("[NAME]", start, maximum=1)
+START = Command("[NAME]", start, maximum=1, examples=(("wherry machine start dev", "boot one by name"),))
 
 
 @guarded
@@ -126,7 +126,7 @@ def stop(session: Session, parsed: Parsed) -> int:
     return 0
 
 
-STOP = Command("[NAME]", stop, maximum=1)
+STOP = Command("[NAME]", stop, maximum=1, examples=(("wherry machine stop dev", "and what runs in it"),))
 
 
 @guarded
@@ -138,7 +138,7 @@ def restart(session: Session, parsed: Parsed) -> int:
     return 0
 
 
-RESTART = Command("[NAME]", restart, maximum=1)
+RESTART = Command("[NAME]", restart, maximum=1, examples=(("wherry machine restart", "the default machine"),))
 
 
 def _size_of(machine: machines.Machine) -> int:
@@ -168,7 +168,11 @@ def status(session: Session, parsed: Parsed) -> int:
 
 
 STATUS = Command(
-    "[NAME]", status, maximum=1, detail=f"The exit status is {NOT_RUNNING} when it does not run."
+    "[NAME]",
+    status,
+    maximum=1,
+    detail=f"The exit status is {NOT_RUNNING} when it does not run.",
+    examples=(("wherry machine status dev", "whether it runs, and where its docker socket is"),),
 )
 
 
@@ -192,7 +196,12 @@ def list_machines(session: Session, parsed: Parsed) -> int:
     return 0
 
 
-LIST = Command("[OPTIONS]", list_machines, flags=(("quiet", "q", "bool", "Show only names"),))
+LIST = Command(
+    "[OPTIONS]",
+    list_machines,
+    flags=(("quiet", "q", "bool", "Show only names"),),
+    examples=(("wherry machine list -q", "their names"),),
+)
 
 
 @guarded
@@ -203,7 +212,9 @@ def inspect(session: Session, parsed: Parsed) -> int:
     return 0
 
 
-INSPECT = Command("[NAME...]", inspect, maximum=None)
+INSPECT = Command(
+    "[NAME...]", inspect, maximum=None, examples=(("wherry machine inspect", "the default machine's paths"),)
+)
 
 
 @guarded
@@ -227,6 +238,7 @@ LOGS = Command(
     logs,
     maximum=1,
     flags=(("supervisor", "", "bool", "Show the log of the process that runs the machine instead"),),
+    examples=(("wherry machine logs dev", "what its kernel and engine said"),),
 )
 
 
@@ -239,7 +251,13 @@ def change(session: Session, parsed: Parsed) -> int:
     return 0
 
 
-SET = Command("[OPTIONS] [NAME]", change, maximum=1, flags=SIZE_FLAGS)
+SET = Command(
+    "[OPTIONS] [NAME]",
+    change,
+    maximum=1,
+    flags=SIZE_FLAGS,
+    examples=(("wherry machine set --cpus 4 -m 8g dev", "from its next start on"),),
+)
 
 
 @guarded
@@ -256,7 +274,12 @@ def resize(session: Session, parsed: Parsed) -> int:
 
 
 RESIZE = Command(
-    "[NAME] SIZE", resize, 1, 2, detail="The file system in the machine grows at its next start."
+    "[NAME] SIZE",
+    resize,
+    1,
+    2,
+    detail="The file system in the machine grows at its next start.",
+    examples=(("wherry machine resize dev 200g", "a data disk of 200 GB"),),
 )
 
 
@@ -272,7 +295,13 @@ def reset(session: Session, parsed: Parsed) -> int:
     return 0
 
 
-RESET = Command("[OPTIONS] [NAME]", reset, maximum=1, flags=(FORCE_FLAG,))
+RESET = Command(
+    "[OPTIONS] [NAME]",
+    reset,
+    maximum=1,
+    flags=(FORCE_FLAG,),
+    examples=(("wherry machine reset dev", "its images, containers and volumes are gone then"),),
+)
 
 
 @guarded
@@ -290,7 +319,14 @@ def remove(session: Session, parsed: Parsed) -> int:
     return 0
 
 
-REMOVE = Command("[OPTIONS] NAME [NAME...]", remove, 1, None, flags=(FORCE_FLAG,))
+REMOVE = Command(
+    "[OPTIONS] NAME [NAME...]",
+    remove,
+    1,
+    None,
+    flags=(FORCE_FLAG,),
+    examples=(("wherry machine rm -f dev", "without asking"),),
+)
 
 
 @guarded
@@ -307,4 +343,4 @@ def doctor(session: Session, parsed: Parsed) -> int:
     return 1 if bad else 0
 
 
-DOCTOR = Command("", doctor)
+DOCTOR = Command("", doctor, examples=(("wherry machine doctor", "what is missing, and what to do"),))

@@ -27,6 +27,7 @@ EXPORT = Command(
     export,
     maximum=1,
     flags=(("output", "o", "string", "File to write (default: NAME.wherry-machine)"),),
+    examples=(("wherry machine export -o backup.wherry-machine dev", "the whole machine in one file"),),
 )
 
 
@@ -39,4 +40,10 @@ def load(session: Session, parsed: Parsed) -> int:
     return 0
 
 
-IMPORT = Command("FILE [NAME]", load, 1, 2)
+IMPORT = Command(
+    "FILE [NAME]",
+    load,
+    1,
+    2,
+    examples=(("wherry machine import backup.wherry-machine dev2", "under another name"),),
+)

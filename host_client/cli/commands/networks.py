@@ -218,6 +218,7 @@ REMOVE = Command(
     None,
     (("force", "f", "bool", "No error when there is no such network"),),
     complete="network",
+    examples=(("wherry network rm mine", "no container may be on it"),),
 )
 
 
@@ -264,6 +265,7 @@ CONNECT = Command(
         ("link-local-ip", "", "strings", "Link-local address"),
     ),
     complete="network",
+    examples=(("wherry network connect --alias db mine web", "there it answers to db as well"),),
 )
 
 
@@ -282,4 +284,5 @@ DISCONNECT = Command(
     2,
     (("force", "f", "bool", "Even if the container does not answer"),),
     complete="network",
+    examples=(("wherry network disconnect mine web", "it keeps its other networks"),),
 )

@@ -161,7 +161,12 @@ def prune_system(session: Session, parsed: Parsed) -> int:
 _FILTER = ("filter", "", "filter", "Only those that fit (until=24h, label=key=value, label!=key)")
 _FORCE = ("force", "f", "bool", "Do not ask")
 
-CONTAINERS = Command("[OPTIONS]", prune_containers, flags=(_FILTER, _FORCE))
+CONTAINERS = Command(
+    "[OPTIONS]",
+    prune_containers,
+    flags=(_FILTER, _FORCE),
+    examples=(("wherry container prune --filter until=24h", "those that were made a day ago or earlier"),),
+)
 IMAGES = Command(
     "[OPTIONS]",
     prune_images,
@@ -170,12 +175,19 @@ IMAGES = Command(
         _FILTER,
         _FORCE,
     ),
+    examples=(("wherry image prune -a", "all that no container uses"),),
 )
-NETWORKS = Command("[OPTIONS]", prune_networks, flags=(_FILTER, _FORCE))
+NETWORKS = Command(
+    "[OPTIONS]",
+    prune_networks,
+    flags=(_FILTER, _FORCE),
+    examples=(("wherry network prune -f", "without asking"),),
+)
 VOLUMES = Command(
     "[OPTIONS]",
     prune_volumes,
     flags=(("all", "a", "bool", "Named volumes, too, not only anonymous ones"), _FILTER, _FORCE),
+    examples=(("wherry volume prune -a --filter label!=keep", "named ones, too, but none with this label"),),
 )
 SYSTEM = Command(
     "[OPTIONS]",

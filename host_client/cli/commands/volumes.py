@@ -133,4 +133,5 @@ REMOVE = Command(
     (("force", "f", "bool", "No error when there is no such volume"),),
     complete="volume",
     detail="A volume that a container uses cannot be removed.",
+    examples=(("wherry volume rm data", "with all that is in it"),),
 )
