@@ -39,6 +39,12 @@ def pairs(
     return statistics.median(first), statistics.median(second)
 
 
+def processor_time(pid: int) -> float:
+    """User and system time of a process so far, seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident(pid: int) -> int:
     """Resident set of a process, bytes."""
     with open(f"/proc/{pid}/statm") as statm:

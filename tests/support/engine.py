@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.support import leaks
 from tests.support.cli import REPOSITORY, Cli, docker_binary, eventually, wherry_command
 
 START_SECONDS = 20
+AGENT = (sys.executable, "-m", "guest_agent")  # of this checkout
 
 
 class Engine:
@@ -85,11 +87,15 @@ class OurEngine(Engine):
 
     ours = True
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str, env: dict[str, str] | None = None, agent: Sequence[str] = AGENT
+    ) -> None:
+        """`arguments` are options of `serve`, `env` is added to the agent's environment, `agent` is its program."""
         self.root = Path(tempfile.mkdtemp(prefix="wherry-"))
         self.data = self.root / "data"
         self.run = self.root / "run"
         super().__init__(f"unix://{self.root}/s.sock")
+        self.agent = list(agent)
         self.arguments = list(arguments)
         self.agent_env = env or {}
         self.process: subprocess.Popen[bytes] | None = None
@@ -104,8 +110,7 @@ class OurEngine(Engine):
         with open(self.root / "agent.log", "ab") as log:
             self.process = subprocess.Popen(
                 [
-                    sys.executable,
-                    *("-m", "guest_agent", "serve", "--host", self.host, "--ready-fd", str(told)),
+                    *(*self.agent, "serve", "--host", self.host, "--ready-fd", str(told)),
                     *("--data-root", str(self.data), "--exec-root", str(self.run), *self.arguments),
                 ],
                 stdin=subprocess.DEVNULL,
