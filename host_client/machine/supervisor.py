@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,8 @@ class Supervisor:
         """Boots, serves and ends the machine. Raises MachineError."""
         if not self.lock.take():
             raise MachineError(f"machine {self.layout.name} has a supervisor already")
+        if not system.IS_WINDOWS:  # the host shuts down, or somebody ends us: the machine is stopped properly
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stopping.set)
         self._clear_leftovers()
         channels = Channels()
         console = ConsoleLog(self.layout.console)
@@ -165,7 +168,12 @@ class Supervisor:
             await qmp.connect()
             self.api_port = await qmp.forwarded_port(handover.API_PORT)
             async with asyncio.timeout(limit):
-                await asyncio.wait({guest.ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+                stop = asyncio.create_task(self.stopping.wait())
+                events: set[asyncio.Future[Any]] = {guest.ready, ended, stop}
+                await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+                stop.cancel()
+                if self.stopping.is_set():
+                    raise MachineError("the machine was stopped while it booted")
                 if not guest.ready.done():
                     raise MachineError(f"QEMU ended with status {ended.result()} while the machine booted")
                 self.boot_times["ready"] = guest.ready.result()

@@ -20,7 +20,7 @@ from host_client.machine import config as machine_config
 from host_client.machine import control
 from host_client.machine import image as images
 from host_client.machine.errors import MachineError
-from host_client.machine.layout import Layout
+from host_client.machine.layout import Layout, machine_names
 from host_client.machine.machines import Machine
 from tests.support.cli import Cli, docker_binary, eventually, wherry_command
 from tests.support.images import image as container_image
@@ -60,7 +60,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, image: Path) -> Iterator[Home
     before = {name: os.environ.get(name) for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")}
     made = Home(tmp_path_factory.mktemp("home"), image)
     yield made
-    made.machine.stop()
+    for name in machine_names():  # also those of tests that failed
+        Machine(name).stop()
     for name, value in before.items():
         os.environ.pop(name)
         if value is not None:
@@ -210,6 +211,12 @@ def _alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_terminated_supervisor_stops_the_machine_properly(running: Home) -> None:
+    os.kill(running.state()["supervisor"], signal.SIGTERM)
+    eventually(lambda: not running.machine.running(), 30)
+    assert Path(running.machine.layout.console).read_text().rstrip().endswith("reboot: Power down")
 
 
 def test_a_failed_boot_says_why(home: Home) -> None:
