@@ -176,8 +176,8 @@ def _option(flag: Flag, panel: str | None = None) -> inspect.Parameter:
     if len(flag) == 5 and default is not False:
         text += f" (default {str(default).lower() if shown == 'bool' else default})"
     settings: dict[str, Any] = {"help": escape(text), "show_default": False, "rich_help_panel": panel}
+    settings["metavar"] = "" if shown == "bool" else shown.upper()
     if shown != "bool":
-        settings["metavar"] = shown.upper()
         settings["autocompletion"] = _completer(FLAG_VALUES.get(name, ""))
     names = [f"--{name}", *([f"-{short}"] if short else [])]
     kind_of: Any = bool if shown == "bool" else str
