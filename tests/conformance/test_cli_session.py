@@ -41,6 +41,13 @@ def test_streams_and_status(wherry: Cli, busybox: str) -> None:
     assert (result.code, result.out, result.err) == (7, "out\n", "err\n")
 
 
+def test_what_no_pull_brings_is_not_pulled(wherry: Cli, busybox: str) -> None:
+    result = wherry("run", "--rm", "--volume-driver", "nosuch", "-v", "data:/data", busybox)
+    assert result.code == 125
+    assert 'error looking up volume plugin nosuch: plugin "nosuch" not found' in result.err
+    assert "Unable to find image" not in result.err
+
+
 @pytest.mark.parametrize(
     ("command", "code"), [("nosuch", 127), ("/no/such", 127), ("/etc/passwd", 126), ("/etc", 126)]
 )

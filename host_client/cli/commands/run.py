@@ -85,7 +85,9 @@ def create_container(session: Session, parsed: Parsed, body: dict[str, Any]) -> 
         try:
             created = session.client.post("/containers/create", query, body, meanwhile=import_attached)
         except ApiError as error:
-            if error.status != 404 or name is None or parsed["pull"] != "missing":
+            # A volume driver or a container can be what is not found, too, which no pull brings.
+            lacks_image = error.status == 404 and "image" in error.message.lower()
+            if not lacks_image or name is None or parsed["pull"] != "missing":
                 raise
             if not parsed["quiet"]:
                 output.err(f"Unable to find image '{name.familiar()}' locally\n")
