@@ -48,6 +48,10 @@ class Containers:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def of_image(self, image_id: str) -> list[tuple[str, bool]]:
+        """The ids of the containers made from an image, each with whether it runs. From any thread."""
+        return [(each.id, each.state.running) for each in self if each.record.image_id == image_id]
+
     def get(self, name_or_id: str) -> Container:
         """The container with this id, name ("/name" too) or unambiguous id prefix.
 

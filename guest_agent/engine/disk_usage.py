@@ -53,7 +53,7 @@ async def disk_usage(engine: Engine, types: list[str], api: tuple[int, int]) -> 
 
 
 def _images(engine: Engine, api: tuple[int, int]) -> dict[str, Any]:
-    images = Images(engine.images, engine.events, lambda id: False)
+    images = Images(engine.images, engine.events, engine.containers.of_image)
     summaries = images.summaries({}, shared_size=True, version=api, count_containers=True)
     chains = {chain for image in engine.images.images() for chain in image.chains}
     layers = [engine.images.layer(chain) for chain in chains]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from guest_agent.errors import Conflict, EngineError
@@ -10,6 +10,9 @@ from guest_agent.images import Image, ImageStore, reference
 from guest_agent.images.reference import Reference
 
 Record = dict[str, str]  # {"Untagged": …} or {"Deleted": …}
+Users = Callable[
+    [str], Sequence[tuple[str, bool]]
+]  # the containers of an image, by id, each with whether it runs
 
 
 class Removal:
@@ -19,9 +22,9 @@ class Removal:
     It writes durably, so it is for a thread; events are published afterwards, on the event loop.
     """
 
-    def __init__(self, store: ImageStore, running: Callable[[str], bool]) -> None:
+    def __init__(self, store: ImageStore, users: Users) -> None:
         self._store = store
-        self._running = running  # whether the container with this id runs
+        self._users = users
         self.records: list[Record] = []
         self.events: list[tuple[str, str, dict[str, str]]] = []
 
@@ -35,7 +38,7 @@ class Removal:
         quiet = False
         if not by_id:
             if not force and _single(image):
-                for container in self._store.containers_of(image.id):
+                for container, _ in self._users(image.id):
                     raise Conflict(
                         f'conflict: unable to remove repository reference "{name}" (must force) - container '
                         f"{container[:12]} is using its referenced image {short(image.id)}",
@@ -75,7 +78,7 @@ class Removal:
         except Conflict:
             # The name is gone, as was asked; that the image has to stay is only worth a word when nobody
             # sees it.
-            if quiet and (names(image) or self._store.has_children(id) or self._store.containers_of(id)):
+            if quiet and (names(image) or self._store.has_children(id) or self._users(id)):
                 return
             raise
         for ref in names(image):
@@ -93,17 +96,17 @@ class Removal:
 
     def _check(self, image: Image, stopped: bool, referenced: bool) -> None:
         """Raises Conflict for what stands in the way; the first two cannot be forced."""
-        containers = self._store.containers_of(image.id)
+        containers = self._users(image.id)
         if self._store.has_children(image.id):
             raise self._conflict(image, True, "image has dependent child images")
-        for container in containers:
-            if self._running(container):
+        for container, running in containers:
+            if running:
                 raise self._conflict(
                     image, True, f"image is being used by running container {container[:12]}"
                 )
         if referenced and names(image):
             raise self._conflict(image, False, "image is referenced in multiple repositories")
-        for container in containers if stopped else ():
+        for container, _ in containers if stopped else ():
             raise self._conflict(image, False, f"image is being used by stopped container {container[:12]}")
 
     @staticmethod

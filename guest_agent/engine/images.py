@@ -11,7 +11,7 @@ from guest_agent.engine import image_filters
 from guest_agent.engine.background import Piped
 from guest_agent.engine.container_config import ContainerConfig
 from guest_agent.engine.events import EventBus
-from guest_agent.engine.image_delete import Record, Removal, attributes, names
+from guest_agent.engine.image_delete import Record, Removal, Users, attributes, names
 from guest_agent.engine.state import NEVER, rfc3339
 from guest_agent.errors import EngineError, InvalidParameter, NotFound
 from guest_agent.images import Image, ImageStore, platforms, reference, save
@@ -38,12 +38,16 @@ Say = Callable[[dict[str, Any]], None]  # takes Docker's progress messages, from
 
 
 class Images:
-    """The images of one engine. `running` tells whether the container with an id runs."""
+    """The images of one engine.
 
-    def __init__(self, store: ImageStore, events: EventBus, running: Callable[[str], bool]) -> None:
+    `users` tells an image's containers. It is not the store that is asked: that keeps a container's files
+    for a while after the container is gone for everybody.
+    """
+
+    def __init__(self, store: ImageStore, events: EventBus, users: Users) -> None:
         self.store = store
         self._events = events
-        self._running = running
+        self._users = users
 
     # -- showing -----------------------------------------------------------------------------------
 
@@ -90,7 +94,7 @@ class Images:
             elif dangling and tags:
                 continue
             summary: dict[str, Any] = {
-                "Containers": len(self.store.containers_of(image.id)) if count_containers else -1,
+                "Containers": len(self._users(image.id)) if count_containers else -1,
                 "Created": int(created),
                 "Id": image.id,
                 "Labels": (image.config.get("config") or {}).get("Labels"),
@@ -229,7 +233,7 @@ class Images:
 
     async def remove(self, name: str, force: bool = False, prune: bool = True) -> list[Record]:
         """Removes an image or one of its names; what was done, in order. Raises NotFound, Conflict."""
-        removal = Removal(self.store, self._running)
+        removal = Removal(self.store, self._users)
         try:
             await in_thread(lambda: removal.remove(name, force, prune), "images-remove")
         finally:

@@ -502,10 +502,6 @@ class ImageStore:
         if row and not self.metadata.row("SELECT 1 FROM images WHERE id = ?", (row[0],)):
             self.collect()
 
-    def containers_of(self, id: str) -> list[str]:
-        """The containers made from an image."""
-        return [found for (found,) in self.metadata.rows("SELECT id FROM containers WHERE image = ?", (id,))]
-
     def has_children(self, id: str) -> bool:
         """Whether images were made here from this one."""
         return self.metadata.row("SELECT 1 FROM images WHERE parent = ?", (id,)) is not None

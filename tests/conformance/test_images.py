@@ -345,3 +345,13 @@ def test_oddities(docker: Cli, loaded: Callable[[str], str]) -> None:
         str(len("./" + "/".join(["n" * 120] * 4) + "/" + "f" * 200 + "\n")),
         "unicode",
     ]
+
+
+@pytest.mark.parametrize("_", range(5))
+def test_an_image_can_go_when_its_last_container_has_gone(docker: Cli, busybox: str, _: int) -> None:
+    docker.ok("tag", busybox, "passing:1")
+    docker.ok("run", "--name", "left", busybox, "touch", "/file")
+    docker.ok("commit", "left", "passing:1")
+    docker.ok("rm", "left")
+    docker.ok("run", "--rm", "passing:1", "true")
+    docker.ok("rmi", "passing:1")

@@ -863,7 +863,7 @@ def test_a_damaged_store_says_so_and_a_pull_repairs_it(
     config.write_bytes(b"{}")
     store = ImageStore(roots)
     try:
-        removal = Removal(store, lambda id: False)
+        removal = Removal(store, lambda image: [])
         removal.remove(name, True, True)
         assert store.images() == []
     finally:

@@ -24,12 +24,7 @@ from guest_agent.images.platforms import Platform
 
 def register(router: Router, engine: Engine) -> None:
     """Adds the routes of images."""
-
-    def running(id: str) -> bool:
-        container = engine.containers.find(id)
-        return container is not None and bool(container.state.running)
-
-    routes = _Routes(Images(engine.images, engine.events, running))
+    routes = _Routes(Images(engine.images, engine.events, engine.containers.of_image))
     router.add("GET", "/images/json", routes.list)
     router.add("POST", "/images/create", routes.create)
     router.add("POST", "/images/load", routes.load)
