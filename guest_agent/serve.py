@@ -25,6 +25,7 @@ from guest_agent.errors import Conflict, EngineError, InternalError, InvalidPara
 from guest_agent.kernel.malloc import keep_small
 from guest_agent.roots import Roots
 from guest_agent.runtime.client import Begun, begin
+from guest_agent.runtime.spawn import raise_descriptor_limit
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def main(arguments: list[str]) -> int:
         with ExitStack() as stack:
             roots, listeners = _prepare(config, stack)
             monitor = begin(roots)
+            raise_descriptor_limit()
             asyncio.run(_run(roots, config, monitor, listeners, ready))
         return 0
     except EngineError as error:
@@ -75,6 +77,7 @@ def _prepare(config: Config, stack: ExitStack) -> tuple[Roots, list[Listener]]:
     try:
         # Container files keep the image's owners and modes: nobody else may walk in (CVE-2021-41091).
         os.makedirs(roots.data, 0o710, exist_ok=True)
+        os.chmod(roots.data, os.stat(roots.data).st_mode & 0o710)
         os.makedirs(roots.run, 0o710, exist_ok=True)
         group = group_id(config.group)
         if group is not None:

@@ -49,6 +49,9 @@ class Store:
         self._db = self._thread.submit(self._open).result()
 
     def _open(self) -> sqlite3.Connection:
+        # Environments have secrets in them. SQLite gives its files beside this one the same mode.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.chmod(self._path, 0o600)
         db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
@@ -62,7 +65,6 @@ class Store:
             db.execute(f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, document BLOB NOT NULL)")
         if version < SCHEMA_VERSION:
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        os.chmod(self._path, 0o600)
         return db
 
     def load(self, table: str) -> list[tuple[str, bytes]]:

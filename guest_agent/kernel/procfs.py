@@ -8,6 +8,7 @@ from functools import cache
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+_MAX_COMMAND_LINE = 1 << 16  # bytes; a process may have megabytes of it
 
 
 class Process:
@@ -22,7 +23,8 @@ class Process:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="surrogateescape") as text:
             self.status = dict(line.rstrip("\n").split(":\t", 1) for line in text if ":\t" in line)
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            self.arguments = [os.fsdecode(word) for word in file.read().rstrip(b"\0").split(b"\0") if word]
+            line = file.read(_MAX_COMMAND_LINE)
+        self.arguments = [os.fsdecode(word) for word in line.rstrip(b"\0").split(b"\0") if word]
 
     def field(self, number: int) -> int:
         """A numeric field of /proc/PID/stat, numbered as in proc(5)."""

@@ -11,6 +11,9 @@ from guest_agent.network.types import PREDEFINED, Endpoint, NetworkConfig, Sandb
 HOST_NAME = "host.docker.internal"  # in a virtual machine: the computer around it, as Docker Desktop names it
 
 
+_MAX_FILE = 1 << 20  # characters
+
+
 class NameFiles:
     """The name files of all containers."""
 
@@ -62,12 +65,8 @@ class NameFiles:
     ) -> None:
         """Give a running container another resolv.conf, unless somebody has changed the one it has."""
         path = os.path.join(request.files, "resolv.conf")
-        try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                current = file.read()
-        except FileNotFoundError:
-            return
-        if _digest(current) == sandbox.resolv_digest:
+        current = _read(path)
+        if current is not None and _digest(current) == sandbox.resolv_digest:
             text = resolv.render()
             hosts.rewrite_in_place(path, text)
             sandbox.resolv_digest = _digest(text)
@@ -75,15 +74,25 @@ class NameFiles:
     def update(self, request: SandboxRequest, sandbox: Sandbox) -> None:
         """Replace the container's own entries in its hosts file; what a user wrote there stays."""
         path = os.path.join(request.files, "hosts")
-        try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                text = file.read()
-        except FileNotFoundError:
+        text = _read(path)
+        if text is None:
             return
         names = hosts.own_names(request.hostname, request.domainname)
         kept = hosts.without_names(text, names)
         added = "".join(f"{address}\t{names}\n" for address, names in _own_records(request, sandbox))
         hosts.rewrite_in_place(path, kept + added)
+
+
+def _read(path: str) -> str | None:
+    """A file that the container can write; None when it is gone, or so large that it is no longer what we
+    made.
+    """
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read(_MAX_FILE)
+    except FileNotFoundError:
+        return None
+    return text if len(text) < _MAX_FILE else None
 
 
 def _digest(text: str) -> str:

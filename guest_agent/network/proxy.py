@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 import time
@@ -105,7 +106,11 @@ class Server(Handler):
 
     def ready(self, fd: int, events: int) -> None:
         """An agent connects."""
-        peer, _ = self.listener.accept()
+        try:
+            peer, _ = self.listener.accept()
+        except OSError:
+            time.sleep(0.01)  # no descriptors: it stays readable, do not spin
+            return
         Control(self, peer)
 
     def answer(self, words: list[str], control: Control) -> str:
@@ -268,6 +273,8 @@ def bind(protocol: str, host: str, port: int) -> socket.socket:
 def main(path: str) -> None:
     """Become a daemon and serve. The starter sees success once the control socket accepts connections."""
     server = Server(path)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     if os.fork():
         os._exit(0)
     os.setsid()

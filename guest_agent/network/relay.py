@@ -44,7 +44,10 @@ class Loop:
         for fd, events in self.epoll.poll(seconds):
             # One handler may have closed the descriptor of another that was ready, too.
             if (handler := self.handlers.get(fd)) is not None:
-                handler.ready(fd, events)
+                try:
+                    handler.ready(fd, events)
+                except Exception:  # one peer's trouble, whatever it is, must not end everybody's connections
+                    self.forget(fd)
         now = time.monotonic()
         while self.timers and self.timers[0][0] <= now:
             heapq.heappop(self.timers)[2]()

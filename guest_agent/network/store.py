@@ -20,6 +20,7 @@ class NetworkStore:
 
     def __init__(self, roots: Roots) -> None:
         path = roots.data_path("networks.db")
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             self._db.execute("PRAGMA journal_mode=WAL")

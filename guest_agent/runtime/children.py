@@ -68,6 +68,7 @@ class Host:
         self.has_agent = has_agent
         self.deleting: dict[str, Container] = {}  # groups that are busy yet, by path
         self.oom_score_adj: int | None = None  # for processes that ask for none, when ours is not the usual
+        self.limits: list[dict[str, Any]] = []  # likewise
         self.busy: Callable[[], bool] = lambda: False  # whether a container runs
         self.spare = Spare(self)
         self.staging = os.path.join(run, "rootfs")
@@ -83,6 +84,7 @@ class Host:
         job.staging = self.staging
         job.host_network = self.network
         job.oom_score_adj = self.oom_score_adj
+        job.limits = self.limits
         job.signals = self.signals
         return job
 

@@ -80,6 +80,7 @@ class Job:
         self.signals: list[int] = []  # that are not at their defaults
         self.staging = ""  # an empty directory of ours
         self.oom_score_adj: int | None = None  # where the process asks for none
+        self.limits: list[dict[str, Any]] = []  # OCI rlimits where the process asks for no others
         self.host_network = (0, 0)  # device and inode of the host's network namespace
 
     def descriptors(self) -> list[int]:
@@ -199,7 +200,7 @@ def start(job: Job) -> None:
     rootfs.finish(bool(config.get("root", {}).get("readonly")))
     rootfs.pivot(linux.get("rootfsPropagation") or "")
     seccomp = _place_streams(job, slave, null)
-    _become(process.Prepared(spec, identity), seccomp, tty)
+    _become(process.Prepared(spec, identity, job.limits), seccomp, tty)
 
 
 def enter(job: Job) -> None:
@@ -235,7 +236,7 @@ def enter(job: Job) -> None:
             slave = _open_console(job, root, devpts)
         elif job.stdin < 0:
             null = console.open_null(root)
-    prepared = process.Prepared(spec, identity)
+    prepared = process.Prepared(spec, identity, job.limits)
     keep = (job.pidfd, group) if group >= 0 else ()
     seccomp = _place_streams(job, slave, null, keep)
     # Only the child of this one is seen by the container's processes, with all that is secret closed.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import struct
 import sys
@@ -361,6 +362,15 @@ def _be_spared() -> int | None:
     return before
 
 
+def _take_descriptors(usual: int) -> list[dict[str, Any]]:
+    """Lets the monitor have as many descriptors as it may, some for each process it watches; returns the
+    limit for those, whose usual one programs may take for a measure.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return [{"type": "RLIMIT_NOFILE", "soft": usual, "hard": most}]
+
+
 def main() -> None:
     """The monitor's process: serves until it is told to end."""
     run = sys.argv[1]
@@ -372,6 +382,7 @@ def main() -> None:
     _favour_dynamic_groups()
     monitor = Monitor(run)
     monitor.host.oom_score_adj = _be_spared()
+    monitor.host.limits = _take_descriptors(int(sys.argv[2]))
     os.set_inheritable(AGENT_FD, False)
     monitor.adopt(socket(fileno=AGENT_FD))
     gc.collect()

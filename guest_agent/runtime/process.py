@@ -262,8 +262,12 @@ class Filter:
 class Prepared:
     """A process with everything found out that needs no descriptor and no capability."""
 
-    def __init__(self, process: dict[str, Any], identity: Identity) -> None:
-        """Raises StageError when there is nothing to execute."""
+    def __init__(
+        self, process: dict[str, Any], identity: Identity, limits: list[dict[str, Any]] | None = None
+    ) -> None:
+        """`limits` hold where the process asks for no others. Raises StageError when there is nothing to
+        execute.
+        """
         self.args: list[str] = process.get("args") or []
         if not self.args:
             raise StageError("exec", _EINVAL, "error during container init: args must not be empty")
@@ -272,7 +276,7 @@ class Prepared:
             {name: mask(value) for name, value in (process.get("capabilities") or {}).items()}
         )
         self.no_new_privileges = bool(process.get("noNewPrivileges"))
-        self.limits: list[dict[str, Any]] = process.get("rlimits") or []
+        self.limits: list[dict[str, Any]] = [*(limits or ()), *(process.get("rlimits") or ())]
         self.cwd: str = process.get("cwd") or "/"
         self.environment = environment(process.get("env") or [], identity.home)
         umask = process.get("user", {}).get("umask")

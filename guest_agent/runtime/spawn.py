@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import socket
 import sys
 
@@ -17,8 +18,14 @@ from guest_agent.kernel import syscalls as s
 from guest_agent.kernel.overlay import open_overlay
 
 _MONITOR_FD = 3
+_DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)  # as we were started with
 _SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def raise_descriptor_limit() -> None:
+    """Lets this process have as many descriptors as it may: everybody who is connected takes some."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS[1], _DESCRIPTORS[1]))
 
 
 def spawn_monitor(run: str) -> tuple[socket.socket, int]:
@@ -43,7 +50,7 @@ def spawn_monitor(run: str) -> tuple[socket.socket, int]:
         opened.append(log)
         pid = os.posix_spawn(
             path,
-            [interpreter, "-I", "-S", "-c", code, run],
+            [interpreter, "-I", "-S", "-c", code, run, str(_DESCRIPTORS[0])],
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, null, 0),
