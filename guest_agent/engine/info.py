@@ -13,20 +13,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 from guest_agent import __version__
 from guest_agent.engine.state import rfc3339
+from guest_agent.images import platforms
 from guest_agent.roots import Roots
 from guest_agent.runtime import cgroups
 
 if TYPE_CHECKING:
     from guest_agent.engine.engine import Engine
 
-_GO_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "riscv64": "riscv64"}
 INDEX_SERVER = "https://index.docker.io/v1/"
-
-
-def go_architecture() -> str:
-    """This machine's architecture in Go's words: amd64, arm64 …"""
-    machine = platform.machine()
-    return _GO_ARCHITECTURES.get(machine, machine)
 
 
 def version(newest: str, oldest: str) -> dict[str, Any]:
@@ -37,7 +31,7 @@ def version(newest: str, oldest: str) -> dict[str, Any]:
         "GitCommit": "",
         "GoVersion": "",
         "Os": "linux",
-        "Arch": go_architecture(),
+        "Arch": platforms.host().architecture,
         "KernelVersion": os.uname().release,
         "BuildTime": "",
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,6 +17,7 @@ from guest_agent.kernel.syscalls import (
     setns,
     unshare,
 )
+from guest_agent.kernel.threads import in_thread
 
 CLONE_FS = 0x200
 
@@ -39,7 +39,7 @@ def in_private_namespace(function: Callable[[], T], prepare: Callable[[], None] 
         mount("", "/", "", MS_REC | MS_PRIVATE)
         return function()
 
-    return _in_thread(work)
+    return in_thread("mountns", work)
 
 
 def clone_root_of(pidfd: int, collect: Callable[[int], None]) -> None:
@@ -60,21 +60,3 @@ def clone_root_of(pidfd: int, collect: Callable[[int], None]) -> None:
             setns(home, CLONE_NEWNS)
     finally:
         os.close(home)
-
-
-def _in_thread(work: Callable[[], T]) -> T:
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="mountns", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]

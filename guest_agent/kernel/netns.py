@@ -6,19 +6,14 @@ crash the kernel itself removes whatever no running container uses. See network_
 
 from __future__ import annotations
 
-import ctypes
 import os
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-CLONE_NEWNET = 0x40000000
+from guest_agent.kernel.syscalls import CLONE_NEWNET, setns, unshare
+from guest_agent.kernel.threads import in_thread
 
 T = TypeVar("T")
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.unshare.argtypes = [ctypes.c_int]
-_libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
 
 
 def create(setup: Callable[[int], T]) -> tuple[int, T]:
@@ -29,9 +24,7 @@ def create(setup: Callable[[int], T]) -> tuple[int, T]:
     """
 
     def enter() -> int:
-        if _libc.unshare(CLONE_NEWNET) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"unshare(CLONE_NEWNET): {os.strerror(number)}")
+        unshare(CLONE_NEWNET)
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     return _in_thread(enter, setup)
@@ -41,9 +34,7 @@ def enter(namespace: int, function: Callable[[int], T]) -> T:
     """Call `function(fd)` in a thread that has joined the namespace behind the descriptor. Raises OSError."""
 
     def join() -> int:
-        if _libc.setns(namespace, CLONE_NEWNET) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"setns(CLONE_NEWNET): {os.strerror(number)}")
+        setns(namespace, CLONE_NEWNET)
         return os.dup(namespace)
 
     fd, result = _in_thread(join, function)
@@ -52,23 +43,12 @@ def enter(namespace: int, function: Callable[[int], T]) -> T:
 
 
 def _in_thread(enter: Callable[[], int], function: Callable[[int], T]) -> tuple[int, T]:
-    results: list[tuple[int, T]] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
+    def work() -> tuple[int, T]:
+        fd = enter()
         try:
-            fd = enter()
-            try:
-                results.append((fd, function(fd)))
-            except BaseException:
-                os.close(fd)
-                raise
-        except BaseException as error:
-            errors.append(error)
+            return fd, function(fd)
+        except BaseException:
+            os.close(fd)
+            raise
 
-    thread = threading.Thread(target=run, name="netns", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    return in_thread("netns", work)

@@ -284,6 +284,15 @@ class FsContext:
         """FSCONFIG_SET_FLAG."""
         self._config(FSCONFIG_SET_FLAG, _encode(key), None, 0)
 
+    def options(self, options: list[str]) -> None:
+        """Each as mount(8) has it: `key=value`, or a flag."""
+        for option in options:
+            key, separator, value = option.partition("=")
+            if separator:
+                self.set(key, value)
+            else:
+                self.flag(key)
+
     def create(self) -> None:
         """FSCONFIG_CMD_CREATE: make the superblock."""
         self._config(FSCONFIG_CMD_CREATE, None, None, 0)

@@ -41,12 +41,7 @@ def new_dev(source: str, options: MountOptions, owner: tuple[int, int]) -> int:
     """
     with FsContext("tmpfs") as context:
         context.set("source", source)
-        for item in options.data:
-            key, separator, value = item.partition("=")
-            if separator:
-                context.set(key, value)
-            else:
-                context.flag(key)
+        context.options(options.data)
         context.create()
         tree = context.mount(options.set)
     if owner != (0, 0):

@@ -119,12 +119,7 @@ def _new_file_system(mount: Mount, data: list[str]) -> int:
     options = mount.options
     with s.FsContext(mount.kind) as context:
         context.set("source", mount.source)
-        for item in data:
-            key, separator, value = item.partition("=")
-            if separator:
-                context.set(key, value)
-            else:
-                context.flag(key)
+        context.options(data)
         context.create()
         # A tmpfs stays writable for a while: later mounts may need directories in it.
         late = s.MOUNT_ATTR_RDONLY if mount.kind == "tmpfs" else 0
