@@ -15,6 +15,8 @@ from typing import Any
 
 from guest_agent.errors import InvalidParameter, NotSupported
 
+from .config_rules import check
+
 
 def _setting(default: Any, help: str, option: str = "") -> Any:
     """A field; `option` is its command-line name where that is not the key (a list's singular)."""
@@ -131,6 +133,7 @@ def read_file(path: str) -> Values:
         name, kind = kinds[key]
         try:
             values[name] = _checked(name, kind, value)
+            check(name, values[name])
         except ValueError as error:
             raise InvalidParameter(f"{where}: {key}: {error}")
     return values
@@ -163,6 +166,12 @@ def parse_options(arguments: Sequence[str]) -> tuple[Values, dict[str, str]]:
             continue
         try:
             _add(values, name, kinds[name], text)
+        except ValueError as error:
+            raise InvalidParameter(f"invalid value for {option}: {error}")
+    for option, name in options.items():
+        try:
+            if name in values:
+                check(name, values[name])
         except ValueError as error:
             raise InvalidParameter(f"invalid value for {option}: {error}")
     return values, others

@@ -77,7 +77,7 @@ def scan(text: str) -> list[Any]:
             return values
         try:
             value, position = _scan(text, position)
-        except (StopIteration, ValueError):
+        except (StopIteration, ValueError, SystemError):  # the last where it looks for `json`'s own error
             raise ValueError(f"not JSON at character {position}") from None
         values.append(value)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from host_client.engine_api import wire
 from host_client.engine_api.client import Client, encode_query, filters, quote
 from host_client.engine_api.endpoint import Tls, parse_host
 from host_client.engine_api.errors import ApiError, ConnectError, ProtocolError
+from tests.support.cli import REPOSITORY
 
 
 @contextmanager
@@ -315,6 +318,20 @@ def test_json_is_that_of_the_json_module(value: object) -> None:
 def test_no_json(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - any word about it will do
         wire.loads(text)
+
+
+def test_broken_json_without_the_json_package() -> None:
+    """As a command has it, which imports none: the C scanner then fails to find its own error."""
+    code = (
+        "import sys; from host_client.engine_api.wire import loads\n"
+        "try: loads('{ ')\nexcept ValueError as error: print(error, 'json' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.append({str(REPOSITORY)!r})\n{code}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "not JSON at character 0 False\n", done.stderr
 
 
 def test_pretty_json_is_gos() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from guest_agent.engine.config import merge, parse_options, read_file
+from guest_agent.engine.config import Config, merge, parse_options, read_file
 from guest_agent.errors import InvalidParameter, NotSupported
 
 
@@ -113,6 +113,44 @@ def test_options_are_the_keys_or_their_singulars() -> None:
 def test_a_wrong_option_is_named(arguments: list[str], text: str) -> None:
     with pytest.raises(InvalidParameter, match=text):
         parse_options(arguments)
+
+
+WRONG = (
+    ("bip", "bip", "999.1.1.1/24"),
+    ("default-cgroupns-mode", "default-cgroupns-mode", "own"),
+    ("default-gateway", "default-gateway", "x"),
+    ("default-ipc-mode", "default-ipc-mode", "host"),
+    ("dns", "dns", "localhost"),
+    ("dns-search", "dns-search", "a..b"),
+    ("fixed-cidr", "fixed-cidr", "10.0.0.0/40"),
+    ("host-gateway-ip", "host-gateway-ip", "x"),
+    ("insecure-registry", "insecure-registries", "http://registry.example"),
+    ("insecure-registry", "insecure-registries", "10.0.0.0/x"),
+    ("ip", "ip", "x"),
+    ("label", "labels", "novalue"),
+    ("log-driver", "log-driver", "syslog"),
+    ("max-download-attempts", "max-download-attempts", 0),
+    ("mtu", "mtu", -5),
+    ("registry-mirror", "registry-mirrors", "ftp://mirror.example"),
+    ("seccomp-profile", "seccomp-profile", "/nonexistent/profile.json"),
+    ("default-address-pool", "default-address-pools", {"base": "10.0.0.0/8", "size": 4}),
+)
+
+
+@pytest.mark.parametrize(
+    ("option", "key", "value"), WRONG, ids=[f"{option} {value}" for option, _, value in WRONG]
+)
+def test_a_value_that_cannot_be_is_refused_at_the_start(
+    tmp_path: Path, option: str, key: str, value: Any
+) -> None:
+    """And not by a traceback, nor later by every container."""
+    text = "base=10.0.0.0/8,size=4" if isinstance(value, dict) else str(value)
+    with pytest.raises(InvalidParameter, match=f"^invalid value for --{option}: "):
+        parse_options([f"--{option}={text}"])
+    kind = Config.__dataclass_fields__[key.replace("-", "_")].type
+    listed = str(kind).startswith("list") or key == "registry-mirrors"
+    with pytest.raises(InvalidParameter, match=f"{key}: "):
+        from_file(tmp_path, {key: [value] if listed else value})
 
 
 def test_a_setting_in_both_places_is_refused() -> None:
