@@ -117,7 +117,9 @@ async def _run(
 
     from guest_agent.api.routes import register
     from guest_agent.api.server import Server
+    from guest_agent.engine.container_config import LogConfig
     from guest_agent.engine.engine import Engine
+    from guest_agent.engine.log_config import settle_log_config
 
     # Threads unpack layers and talk to the kernel: do not wait 5 ms for a turn whenever one computes.
     sys.setswitchinterval(0.0005)
@@ -125,6 +127,7 @@ async def _run(
     _handle_signals(stop)
     try:
         try:
+            settle_log_config(LogConfig(), config)  # options that no container could be logged with
             engine = Engine(roots, config)
         except BaseException:
             monitor.abandon()

@@ -80,7 +80,7 @@ def _profile(value: str) -> None:
 
 
 _RULES: dict[str, Callable[[Any], object]] = {
-    "bip": ipaddress.ip_interface,
+    "bip": ipaddress.IPv4Interface,
     "default_address_pools": _pool,
     "default_cgroupns_mode": _one_of("host", "private"),
     "default_gateway": ipaddress.ip_address,

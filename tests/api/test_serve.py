@@ -175,6 +175,8 @@ def test_a_file_in_the_sockets_place_is_left_alone(root: Path) -> None:
         (("--nosuch", "x"), "unknown option: --nosuch"),
         (("--config", "/proc/nosuch.json"), "/proc/nosuch.json: No such file"),
         (("--log-level", "loud"), "invalid log level 'loud'"),
+        (("--log-opt", "foo=bar"), "unknown log opt 'foo' for json-file log driver"),
+        (("--bip", "fe80::1/64"), "invalid value for --bip"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_a_sentence(
