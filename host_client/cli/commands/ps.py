@@ -136,16 +136,6 @@ def go_quote(text: str) -> str:
     return '"' + "".join(shown) + '"'
 
 
-def _address_key(address: str) -> tuple[int, bytes]:
-    import _socket
-
-    if not address:
-        return 0, b""
-    if ":" in address:
-        return 6, _socket.inet_pton(_socket.AF_INET6, address)
-    return 4, _socket.inet_pton(_socket.AF_INET, address)
-
-
 def ports_text(ports: list[dict[str, Any]]) -> str:
     """`0.0.0.0:8080->80/tcp, 443/tcp`; neighbouring ports that map alike are drawn together as ranges."""
     ordered = sorted(
