@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from vm_images.recipe import PYTHON, SOURCES, SUITE, WHEELS, Arch
+from vm_images.recipe import ARCHIVES, PYTHON, SUITE, WHEELS, Arch
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
@@ -30,17 +30,36 @@ def run(command: Sequence[str], what: str, env: dict[str, str] | None = None) ->
     return done.stdout
 
 
+def _sources(mirror: str | None) -> str:
+    """Lines for apt: `mirror` for all suites, else the Debian archives this machine's apt uses.
+
+    Empty where it uses none, as on Ubuntu: mmdebstrap then takes Debian's own.
+    """
+    form = ("apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages")
+    known = dict(line.split(" ", 1) for line in run(form, "reading apt's sources").splitlines())
+    lines = []
+    for label, suites in ARCHIVES.items():
+        url = mirror or known.get(label)
+        lines += [f"deb [signed-by={KEYRING}] {url} {suite}\n" for suite in suites if url]
+    return "".join(lines)
+
+
 def unpack(arch: Arch, packages: Sequence[str], into: str, mirror: str | None) -> dict[str, str]:
     """Unpacks packages and what they depend on into an empty folder; returns their versions by name."""
-    sources = [f"deb [signed-by={KEYRING}] {mirror or url} {rest}\n" for url, rest in SOURCES]
+    sources = _sources(mirror)
     apt = ("APT::Install-Recommends=0", "Acquire::Languages=none", "Acquire::Retries=3")
     command = ["mmdebstrap", "--variant=extract", f"--arch={arch.name}", f"--include={','.join(packages)}"]
     command += [f"--aptopt={option.replace('=', ' ')}" for option in apt]
     # The list of what was unpacked is only in apt's cache of packages, which mmdebstrap deletes at the end.
     listing = into + ".packages"
-    command += [f'--extract-hook=ls "$1/var/cache/apt/archives" > {listing}', SUITE, into, "-"]
+    command += [
+        f'--extract-hook=ls "$1/var/cache/apt/archives" > {listing}',
+        SUITE,
+        into,
+        *(["-"] if sources else []),
+    ]
     try:
-        done = subprocess.run(command, input="".join(sources), capture_output=True, text=True)
+        done = subprocess.run(command, input=sources, capture_output=True, text=True)
     except FileNotFoundError:
         raise BuildError("unpacking Debian packages: the tool mmdebstrap is not installed")
     if done.returncode:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SUITE = "trixie"
-SOURCES = (
-    ("http://deb.debian.org/debian", "trixie main"),
-    ("http://deb.debian.org/debian", "trixie-updates main"),
-    ("http://deb.debian.org/debian-security", "trixie-security main"),
-)
+ARCHIVES = {  # by the label of an archive in apt's configuration: the suites and components to take from it
+    "Debian": ("trixie main", "trixie-updates main"),
+    "Debian-Security": ("trixie-security main",),
+}
 PYTHON = "3.13"
 
 
