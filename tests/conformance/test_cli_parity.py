@@ -178,7 +178,6 @@ run --rm --pull never nosuch:1
 run --rm -w relative busybox true
 run --rm -m 1k busybox true
 run --rm -u nosuch busybox true
-run --rm -v nosuch_driver:/x --volume-driver nosuch busybox true
 pull --platform x/y/z/w nosuch
 login --password-stdin
 container prune

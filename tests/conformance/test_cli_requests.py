@@ -43,6 +43,8 @@ def plain(request: Recorded) -> tuple[str, str, Any, Any]:
         for owner, key in ((body, "Env"), (host, "Binds")):
             if isinstance(owner.get(key), list):
                 owner[key] = sorted(set(owner[key]))
+        if pools := (body.get("IPAM") or {}).get("Config"):
+            pools.sort(key=lambda pool: str(pool.get("Subnet")))
     query = {name: values for name, values in request.query.items() if values not in ([""], ["0"], ["null"])}
     if request.path.endswith("/update"):  # only what is changed counts; docker sends the rest as zeros
         body = {name: value for name, value in body.items() if value}

@@ -49,7 +49,7 @@ class Engine:
         return self._client
 
     def forget(self, keep_images: bool = True) -> None:
-        """Remove every container and volume a test left, so that the next one starts clean."""
+        """Remove containers, volumes and nameless images a test left, so that the next one starts clean."""
 
         def remove_containers() -> bool:
             left = self.client.api.containers(all=True, quiet=True)
@@ -64,6 +64,7 @@ class Engine:
         eventually(remove_containers, what="all containers removed")
         for volume in self.client.volumes.list():
             volume.remove(force=True)
+        self.client.images.prune({"dangling": True})
         if not keep_images:
             for image in self.client.images.list():
                 self.client.images.remove(image.id, force=True)
