@@ -165,6 +165,16 @@ async def _look(
     engine: Engine, container: Container, function: Callable[[RootFd], T], volumes: bool = True
 ) -> T:
     """Calls `function` in a thread with the container's tree."""
+    while True:
+        try:
+            return await _look_once(engine, container, function, volumes)
+        except ProcessLookupError:
+            pass  # it ended just before its tree was put together; as one that does not run it has another
+
+
+async def _look_once(
+    engine: Engine, container: Container, function: Callable[[RootFd], T], volumes: bool
+) -> T:
     await container.lock.acquire()
     locked = True
     process = -1
@@ -190,8 +200,8 @@ async def _look(
         finally:
             for name in mounted:
                 await engine.volumes.unmount(name, container.id)
-    except ConnectionError:
-        raise  # the client has gone
+    except (ConnectionError, ProcessLookupError):
+        raise  # the client has gone, or the container's process
     except OSError as error:
         raise InternalError(f"cannot read the files of container {container.id}: {error.strerror or error}")
     finally:

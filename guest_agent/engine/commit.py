@@ -62,7 +62,7 @@ async def commit(
             "commit",
         )
     finally:
-        if paused:
+        if paused and container.state.paused:
             await pausing.unpause(engine, container)
     publish(
         engine,

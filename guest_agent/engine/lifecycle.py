@@ -39,12 +39,17 @@ async def start(engine: Engine, container: Container) -> None:
             raise Conflict("cannot start a paused container, try unpause instead")
         if state.running and not state.restarting:
             raise NotModified("container is already running")
-        if container.removing or state.dead:
-            raise Conflict("container is marked for removal and cannot be started")
+        _check_stays(container)
         cancel_restart(container)
         container.backoff.reset()
         container.record.restart_count = 0
         await start_locked(engine, container)
+
+
+def _check_stays(container: Container) -> None:
+    """Raises Conflict for a container that is being removed, or was while we waited for its lock."""
+    if container.removing or container.removed or container.state.dead:
+        raise Conflict("container is marked for removal and cannot be started")
 
 
 async def start_locked(engine: Engine, container: Container) -> None:
@@ -164,8 +169,7 @@ async def restart(engine: Engine, container: Container, seconds: int | None = No
         if container.state.running:
             await stop_running(engine, container, seconds, signal)
         async with container.lock:
-            if container.removing or container.state.dead:
-                raise Conflict("container is marked for removal and cannot be started")
+            _check_stays(container)
             cancel_restart(container)
             container.backoff.reset()
             container.record.restart_count = 0

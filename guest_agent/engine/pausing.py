@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,10 @@ from .container_events import publish
 if TYPE_CHECKING:
     from .container import Container
     from .engine import Engine
+
+
+GONE = (errno.ENOENT, errno.ENODEV)
+"""What the kernel says of a control group that is removed: the container has just ended."""
 
 
 async def pause(engine: Engine, container: Container) -> None:
@@ -30,6 +35,8 @@ async def pause(engine: Engine, container: Container) -> None:
         try:
             await asyncio.to_thread(cgroup(engine, container).freeze)
         except OSError as error:
+            if error.errno in GONE:
+                raise Conflict(f"container {container.id} is not running")
             raise InternalError(f"cannot pause container {container.id}: {error.strerror or error}")
         state.paused = True
         health.stop(container)
@@ -50,10 +57,12 @@ async def unpause(engine: Engine, container: Container) -> None:
 
 
 async def thaw(engine: Engine, container: Container) -> None:
-    """Lets the processes go on. Raises InternalError."""
+    """Lets the processes go on, if there still are any. Raises InternalError."""
     try:
         await asyncio.to_thread(cgroup(engine, container).thaw)
     except OSError as error:
+        if error.errno in GONE:
+            return
         raise InternalError(f"Cannot unpause container {container.id}: {error.strerror or error}")
 
 

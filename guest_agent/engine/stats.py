@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,7 @@ from guest_agent.runtime.cgroups import Cgroup
 
 INTERVAL = 1.0  # seconds between two samples of a stream
 
+_ENDED = (errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.ENOTDIR)  # what is said of one that just has
 _NO_CPU: dict[str, Any] = {
     "cpu_usage": {"total_usage": 0, "usage_in_kernelmode": 0, "usage_in_usermode": 0},
     "throttling_data": {"periods": 0, "throttled_periods": 0, "throttled_time": 0},
@@ -61,8 +63,9 @@ class Meter:
                 if container.host_config.network_mode not in ("host", "none"):
                     answer["networks"] = network_usage(pid)
                 answer["read"] = rfc3339(time.time_ns())
-            except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
-                pass  # it has ended meanwhile
+            except OSError as error:
+                if error.errno not in _ENDED:
+                    raise
         self._before = answer
         return answer
 

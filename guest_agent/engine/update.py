@@ -13,7 +13,7 @@ from .container_config import Resources, RestartPolicy
 from .container_events import publish
 from .host import facts
 from .listing import Filters, has_labels
-from .pausing import cgroup
+from .pausing import GONE, cgroup
 from .resources import linux_resources
 from .signalling import cancel_restart
 from .sizes import container_size
@@ -122,7 +122,8 @@ async def _enforce(engine: Engine, container: Container, wanted: Resources) -> N
     try:
         await asyncio.to_thread(cgroup(engine, container).set, resources)
     except OSError as error:
-        raise InternalError(f"{error.strerror or error}")
+        if error.errno not in GONE:  # the next start has them
+            raise InternalError(f"{error.strerror or error}")
 
 
 async def rename(engine: Engine, container: Container, new_name: str) -> None:

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from guest_agent.errors import NotFound
 from guest_agent.images.layer import OPAQUE_MARKER, OPAQUE_XATTR, WHITEOUT, is_whiteout
 from guest_agent.images.tar import Entry, TarWriter
 from guest_agent.images.tree import TreeWriter
@@ -73,8 +74,11 @@ def _compare(upper: str, lower: Sequence[str], all_files: bool) -> list[Change]:
     """The changes, each directory before what is in it."""
     opened: list[int] = []
     try:
-        for path in (upper, *lower):
-            opened.append(os.open(path, O_PATH | os.O_DIRECTORY))
+        try:
+            for path in (upper, *lower):
+                opened.append(os.open(path, O_PATH | os.O_DIRECTORY))
+        except FileNotFoundError:
+            raise NotFound("the container's files are gone: it has just been removed")
         return _Comparison(opened[0], opened[1:], all_files).result()
     finally:
         for fd in opened:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -53,6 +54,7 @@ class NetworkManager:
         self._names = NameFiles(config)
         self._records: dict[str, SandboxRecord] = {}
         self._namespaces: dict[str, int] = {}  # container id -> descriptor of its network namespace
+        self._attaching: Counter[str] = Counter()  # networks, by id, that containers are about to be on
         self._changes = asyncio.Lock()  # held while networks, or who is on them, are changed
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="network")
         self._background = background_worker()
@@ -216,6 +218,14 @@ class NetworkManager:
             sandbox = self._sandbox_of(request, memberships, [], "")
             self._enter(request, sandbox, None)
             return sandbox
+        attaching = [network.id for network, _ in memberships]
+        self._attaching.update(attaching)
+        try:
+            return await self._attach_to(request, memberships)
+        finally:
+            self._attaching.subtract(attaching)
+
+    async def _attach_to(self, request: SandboxRequest, memberships: list[Membership]) -> Sandbox:
         if memberships[0][0].driver != "null":
             await self.ready()
         fd, wires = await self._connector.open(request, memberships)
@@ -364,6 +374,11 @@ class NetworkManager:
                 raise Forbidden(
                     f"error while removing network: network {network.name} has active endpoints ({names})",
                     "Disconnect or stop these containers first.",
+                )
+            if self._attaching[network.id]:
+                raise Forbidden(
+                    f"error while removing network: network {network.name} has active endpoints",
+                    "A container that starts is about to be on it.",
                 )
             segment = self._definitions.uninstall(network)
             await self._resolvers.forget(network)

@@ -106,7 +106,9 @@ class Container:
         return job
 
     def _make_group(self, resources: dict[str, Any]) -> None:
-        self._host.deleting.pop(self._cgroup.path, None)
+        before = self._host.deleting.pop(self._cgroup.path, None)
+        if before is not None:
+            before.delete_group_now()
         self._cgroup.create()
         rules = resources.get("devices")
         if rules:
@@ -221,13 +223,18 @@ class Container:
         """Waits for a group that is busy yet, two seconds at most: for when there will be no later."""
         deadline = time.monotonic() + _DELETE_SECONDS
         while not self._cgroup.delete() and time.monotonic() < deadline:
+            self._cgroup.kill()
             time.sleep(0.002)
 
     def _delete_group(self, pauses: Iterator[float]) -> None:
         if self._host.deleting.get(self._cgroup.path) is not self:
             return  # another container has it by now
         self._kill_rest()
-        pause = None if self._cgroup.delete() else next(pauses, None)
+        pause = None
+        if not self._cgroup.delete():
+            # A launch child that was on its way into the pid namespace, and perhaps was frozen there.
+            self._cgroup.kill()
+            pause = next(pauses, None)
         if pause is None:
             del self._host.deleting[self._cgroup.path]
         else:

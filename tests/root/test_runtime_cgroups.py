@@ -282,6 +282,33 @@ def test_killing_what_is_frozen(driver: Driver) -> None:
     assert driver.call(driver.runtime.wait(container)).code == 137
 
 
+@pytest.mark.parametrize("only", ["", "pids", "freezer"] if cgroups.version() == 1 else [""])
+def test_what_is_on_its_way_into_a_container_ends_with_it(driver: Driver, only: str) -> None:
+    # A launch child joins the group before the pid namespace. When the container ends just then, nothing else
+    # ends it; and one that a pause has frozen meanwhile would not even die.
+    container = driver.start("sleep", "60")
+    group = cgroups.at(f"{PARENT}/{container}")
+    stray = subprocess.Popen(["sleep", "60"])
+    for directory in group.directories():
+        if not only or only in directory.split("/"):
+            Path(directory, "cgroup.procs").write_text(str(stray.pid))
+    pid = driver.runtime.monitor.running()[container].pid
+    driver.call(driver.runtime.monitor.kill(container, 9))
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        time.sleep(0.001)
+    try:
+        group.freeze()
+    except OSError:
+        pass  # the group is gone already
+    driver.call(driver.runtime.wait(container))
+    assert stray.wait(10) == -9
+    while any(map(os.path.exists, group.directories())) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(os.path.exists, group.directories()))
+    driver.call(driver.runtime.monitor.forget(container))
+
+
 def test_group_with_groups_inside(driver: Driver) -> None:
     # A container may make groups of its own; they go with it.
     container = driver.start("sleep", "60")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _ENOENT, _EINVAL, _EBUSY, _ETIMEDOUT = 2, 22, 16, 110
 _EPOLLIN = 1
 _FREEZE_SECONDS = 10.0
+_SIGKILL = 9
 _UNLIMITED = 0x7FFFFFFFFFFFF000  # what the kernel shows for "no limit", by page size
 
 
@@ -217,9 +218,19 @@ class CgroupV1(Cgroup):
         return member_pids(self.directory(controller) if controller else self.directories()[0])
 
     def kill(self) -> bool:
-        found = super().kill()
-        # A hierarchy we have not looked at can only differ when somebody moved processes about.
-        return found or any(member_pids(directory) for directory in self.directories())
+        if super().kill():
+            return True
+        # Another hierarchy may have one that was killed, or frozen, while it joined, or that somebody has
+        # moved about.
+        members = {pid for directory in self.directories() for pid in member_pids(directory)}
+        for pid in members:
+            try:
+                os.kill(pid, _SIGKILL)
+            except ProcessLookupError:
+                pass
+        if members and self.frozen():
+            self.thaw()
+        return bool(members)
 
     def _oom_control(self) -> dict[str, int]:
         return table(read_or(self._file("memory", "memory.oom_control")))
