@@ -143,6 +143,8 @@ def _mount(top: RootFd, tree: int, part: Part) -> None:
         return
     try:
         move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+    except FileNotFoundError:
+        pass  # the container has removed it meanwhile
     finally:
         os.close(target)
 
