@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import docker as docker_py
 import pytest
 
+from guest_agent.kernel import syscalls
 from tests.support import images, registry
 from tests.support.cli import Cli
 from tests.support.engine import Engine, OtherEngine, OurEngine
@@ -29,6 +30,11 @@ def pytest_configure() -> None:
     # the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What a failed test leaves mounted below its temporary directory goes with this process, before anybody removes
+    # that directory with all that is in it.
+    if os.geteuid() == 0:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -319,7 +319,9 @@ def test_subpaths_cannot_lead_out(tmp_path: Path) -> None:
     top = tmp_path / "top"
     (top / "sub").mkdir(parents=True)
     (top / "sub" / "file").write_text("inside")
-    os.symlink("/etc", top / "out")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    os.symlink(elsewhere, top / "out")
     os.symlink("sub", top / "in")
     target = tmp_path / "mounts" / "target"
     host_mounts.mount_subpath(str(top), "in", str(target))
