@@ -143,6 +143,11 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
 # Commands without a group of their own.
 SINGLE: dict[str, tuple[str, str, str]] = {
     "completion": ("completion", "COMPLETION", "Print the completion script for a shell"),
+    "doctor": (
+        "doctor",
+        "DOCTOR",
+        "Check what Wherry needs of this computer, and repair what is safe to",
+    ),
     "inspect": ("inspect", "ANY", "Show all details of containers, images, volumes and networks"),
     "login": ("login", "LOGIN", "Log in to a registry"),
     "logout": ("login", "LOGOUT", "Log out from a registry"),

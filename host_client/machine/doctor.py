@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
+from host_client.doctor.finding import BAD, GOOD, Finding
 from host_client.machine import accelerator, image, layout, qemu, system
 from host_client.machine.control import ControlServer
 from host_client.machine.errors import MachineError
 from host_client.machine.machines import Machine
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check: what was looked at, whether it is well, and what there is to say."""
-
-    what: str
-    good: bool
-    text: str
-    hint: str = ""
 
 
 def examine() -> Iterator[Finding]:
@@ -33,9 +23,9 @@ def examine() -> Iterator[Finding]:
 
 def _checked(what: str, check: Callable[[], str]) -> Finding:
     try:
-        return Finding(what, True, check())
+        return Finding(what, GOOD, check())
     except MachineError as error:
-        return Finding(what, False, error.message, error.hint)
+        return Finding(what, BAD, error.message, error.hint)
 
 
 def _image() -> str:

@@ -29,7 +29,9 @@ for name in {hidden!r}:
 import host_client.machine
 for module in pkgutil.iter_modules(host_client.machine.__path__):
     importlib.import_module(f"host_client.machine.{{module.name}}")
-import host_client.vm
+import host_client.vm, host_client.doctor
+for module in pkgutil.iter_modules(host_client.doctor.__path__):
+    importlib.import_module(f"host_client.doctor.{{module.name}}")
 from host_client.cli.main import main
 sys.exit(main(["machine", "list"]))
 """

@@ -332,15 +332,10 @@ REMOVE = Command(
 @guarded
 def doctor(session: Session, parsed: Parsed) -> int:
     """`wherry machine doctor`."""
+    from host_client.cli.commands.doctor import show
     from host_client.machine.doctor import examine
 
-    bad = 0
-    for finding in examine():
-        bad += not finding.good
-        output.line(f"{'ok  ' if finding.good else 'BAD '} {finding.what}: {finding.text}")
-        if finding.hint:
-            output.line(f"     {finding.hint}")
-    return 1 if bad else 0
+    return show(examine())
 
 
 DOCTOR = Command("", doctor, examples=(("wherry machine doctor", "what is missing, and what to do"),))
