@@ -14,7 +14,7 @@ GLOBAL_FLAGS = (
         "host",
         "H",
         "list",
-        "Engine to talk to (unix:///path, tcp://host:port); default DOCKER_HOST, or Wherry's own",
+        "Engine to talk to (unix:///path, tcp://host:port, ssh://user@host); default DOCKER_HOST, or ours",
     ),
     ("log-level", "l", "string", "Logging level", "info"),
     (
@@ -104,6 +104,11 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
         "Manage the engine",
         {
             "df": ("disk", "DF", "Show how much disk space is used"),
+            "dial-stdio": (
+                "dial_stdio",
+                "DIAL",
+                "Join standard input and output to the engine",
+            ),
             "events": ("events", "EVENTS", "Show what happens in the engine, live"),
             "info": ("info", "INFO", "Show details of the engine and its machine"),
             "prune": ("prune", "SYSTEM", "Remove unused data"),

@@ -22,8 +22,8 @@ class Tls:
 
 
 class Endpoint:
-    """One engine's address. `scheme` is `unix`, `tcp` or `npipe`; `address` a path, or a host name with
-    `port`.
+    """One engine's address. `scheme` is `unix`, `tcp`, `ssh` or `npipe`; `address` a path, or a host name
+    with `port`.
     """
 
     __slots__ = ("address", "port", "scheme", "tls", "url")
@@ -37,7 +37,9 @@ class Endpoint:
 
 
 def parse_host(value: str, tls: Tls | None = None) -> Endpoint:
-    """Read a host as docker's CLI does: `unix:///path`, `tcp://host:port`, `host:port`, `npipe:////./pipe/name`.
+    """Read a host as docker's CLI does:
+
+    `unix:///path`, `tcp://host:port`, `host:port`, `ssh://user@host:port`, `npipe:////./pipe/name`.
 
     Raises:
         ConnectError: not an address, or a scheme that this client does not speak.
@@ -54,12 +56,43 @@ def parse_host(value: str, tls: Tls | None = None) -> Endpoint:
         return Endpoint(
             value, "tcp", host, port, tls or (Tls("", "", "", True) if scheme == "https" else None)
         )
+    if scheme == "ssh":
+        _, host, port, _ = parse_ssh(value)
+        return Endpoint(value, "ssh", host, port)
     if scheme == "npipe":
         return Endpoint(value, "npipe", rest.replace("/", "\\"))
     raise ConnectError(
         f"unable to parse docker host `{value}`: the scheme {scheme}:// is not supported",
-        "use unix:///path or tcp://host:port",
+        "use unix:///path, tcp://host:port or ssh://user@host",
     )
+
+
+def parse_ssh(value: str) -> tuple[str, str, int, str]:
+    """User, host, port and path of `ssh://[user@]host[:port][/path]`; "" and 0 for what is not said.
+
+    Raises:
+        ConnectError: not such an address.
+    """
+    place, slash, path = value.strip().removeprefix("ssh://").partition("/")
+    user, _, where = place.rpartition("@")
+    host, port = where, ""
+    if where.startswith("["):
+        host, _, after = where[1:].partition("]")
+        port = after.removeprefix(":")
+    elif where.count(":") == 1:
+        host, _, port = where.partition(":")
+    problem = ""
+    if ":" in user:
+        problem = "plain-text password is not supported"
+    elif not host or host.startswith("-"):
+        problem = "no host specified"
+    elif port and (not port.isdigit() or not 0 < int(port) < 65536):
+        problem = f"invalid port {port!r}"
+    elif "?" in value or "#" in value:
+        problem = "extra query or fragment after the host"
+    if problem:
+        raise ConnectError(f"unable to parse docker host `{value}`: {problem}", "write it as ssh://user@host")
+    return user, host, int(port or 0), f"/{path}" if slash and path else ""
 
 
 def _host_port(text: str, value: str, tls: bool) -> tuple[str, int]:

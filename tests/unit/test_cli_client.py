@@ -275,7 +275,7 @@ def test_hosts_with_tls() -> None:
     assert parse_host("tcp://host", tls).tls is tls
 
 
-@pytest.mark.parametrize("text", ["unix://", "ssh://host", "tcp://host:port", "tcp://host:99999"])
+@pytest.mark.parametrize("text", ["unix://", "ssh://", "ftp://host", "tcp://host:port", "tcp://host:99999"])
 def test_no_hosts(text: str) -> None:
     with pytest.raises(ConnectError, match="unable to parse docker host"):
         parse_host(text)

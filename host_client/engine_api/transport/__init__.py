@@ -29,6 +29,10 @@ def connect(endpoint: Endpoint) -> socket:
         from host_client.engine_api.transport import tcp
 
         return tcp.connect(endpoint)
+    if endpoint.scheme == "ssh":
+        from host_client.engine_api.transport import ssh
+
+        return ssh.connect(endpoint)
     raise ConnectError(
         f"cannot connect to {endpoint.url}: named pipes are not supported by this client",
         "use tcp://host:port",
