@@ -49,8 +49,8 @@ PACKAGES = (
     "ca-certificates",
     "python3-msgspec",
     "python3-isal",
-    "libseccomp2",
     "e2fsprogs",
+    "busybox-static",
 )
 
 # What Debian has no package of; hashes of both architectures' wheels.
@@ -60,9 +60,8 @@ backports.zstd==1.8.0 \\
     --hash=sha256:1a808ba1371231c00a2b71f03840a727088e287d0ee1dfb3230958950f21f421
 """
 
-# Programs and libraries that are loaded by name; what they need comes along.
-PROGRAMS = (f"/usr/bin/python{PYTHON}", "/usr/sbin/mke2fs", "/usr/sbin/e2fsck")
-LIBRARIES = ("libseccomp.so.2",)
+# Programs; what they need comes along. Busybox is for `wherry machine ssh` alone.
+PROGRAMS = (f"/usr/bin/python{PYTHON}", "/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/bin/busybox")
 CONFIGURATION = ("/etc/mke2fs.conf",)
 # Debian's certifi and OpenSSL both read the bundle that ca-certificates would make when it is configured.
 CA_BUNDLE, CA_FOLDER = "/etc/ssl/certs/ca-certificates.crt", "usr/share/ca-certificates/mozilla"
@@ -151,6 +150,7 @@ LATER_MODULES = (
 MODULES = (
     "9p",
     "9pnet_virtio",
+    "virtiofs",
     "nfs",
     "nfsv4",
     "cifs",
@@ -205,6 +205,7 @@ FILES = {
 # Mount points and links of the image; the guest's init makes those of "/", which is a tmpfs.
 DIRECTORIES = ("usr/lib/wherry", "etc")
 LINKS = {
+    "usr/bin/sh": "busybox",
     # The agent's code is handed over by the host at boot and bound to /usr/lib/wherry.
     f"usr/lib/python{PYTHON}/guest_agent": "/usr/lib/wherry/guest_agent",
 }

@@ -32,8 +32,6 @@ class Root:
         self._python(wheels)
         for program in (*recipe.PROGRAMS, self.arch.loader):
             self._copy(program)
-        for name in recipe.LIBRARIES:
-            self._library(name)
         for path in recipe.CONFIGURATION:
             self._copy(path)
         authorities = sorted(glob.glob(os.path.join(self.source, recipe.CA_FOLDER, "*.crt")))

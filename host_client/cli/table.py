@@ -129,6 +129,7 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
             "restart": ("machine", "RESTART", "Restart a machine"),
             "rm": ("machine", "REMOVE", "Remove machines with all their data"),
             "set": ("machine", "SET", "Change the CPUs, memory, disk or shared folders of a stopped machine"),
+            "ssh": ("machine_ssh", "SSH", "Run a shell or a command in a machine"),
             "start": ("machine", "START", "Boot a machine"),
             "status": ("machine", "STATUS", "Tell whether a machine runs, and how"),
             "stop": ("machine", "STOP", "Stop a machine"),

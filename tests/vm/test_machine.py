@@ -96,6 +96,26 @@ def test_the_docker_cli_works_through_the_socket(running: Home) -> None:
     assert kernel == images.installed("amd64")[0].manifest["kernel"]
 
 
+def test_a_shell_in_the_machine(running: Home) -> None:
+    wherry = running.wherry
+    assert wherry.ok("machine", "ssh", "cat", "/proc/1/comm") == "init"
+    assert "erofs" in wherry.ok("machine", "ssh", "default", "mount | grep /usr")
+    assert wherry.ok("machine", "ssh", "wc", "-c", input="x" * 200_000) == "200000"
+    result = wherry("machine", "ssh", "echo out; echo err >&2; exit 7")
+    assert (result.code, result.out, result.err) == (7, "out\n", "err\n")
+    terminal = wherry.terminal("machine", "ssh", rows=33, columns=99)
+    terminal.sendline("stty size")
+    terminal.expect("33 99")
+    terminal.setwinsize(20, 50)
+    terminal.sendline("sleep 1; stty size")
+    terminal.expect("20 50")
+    terminal.sendline("exit 5")
+    terminal.wait()
+    assert terminal.exitstatus == 5
+    assert running.docker.ok("ps", "--all", "--quiet") == ""
+    assert "wherry-machine-ssh" not in running.docker.ok("images", "--format", "{{.Repository}}")
+
+
 def test_limits_are_those_of_cgroup_v2(running: Home) -> None:
     script = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max"
     limits = ("--memory", "64m", "--pids-limit", "50", "--cpus", "0.5")
