@@ -1,0 +1,1 @@
+"""Building images: the Dockerfile language, and what carries it out."""
