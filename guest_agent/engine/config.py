@@ -55,6 +55,7 @@ class Config:
         [], "HOST[:PORT] or network that is spoken to without verified TLS", "insecure-registry"
     )
     max_concurrent_downloads: int = _setting(3, "layers that a pull downloads at once")
+    max_concurrent_uploads: int = _setting(5, "layers that a push uploads at once")
     max_download_attempts: int = _setting(5, "attempts to download a layer")
 
     bridge: str = _setting("", "bridge of the default network; none: no default network")
@@ -95,7 +96,7 @@ UNSUPPORTED = frozenset(
     containerd-plugin-namespace cpu-rt-period cpu-rt-runtime default-gateway-v6
     default-network-opts default-runtime dns-search6 exec-opts experimental features firewall-backend
     fixed-cidr-v6 host-gateway-ips http-proxy https-proxy init-path ip6tables iptables
-    ipv6 max-concurrent-uploads metrics-addr network-control-plane-mtu network-diagnostic-port no-proxy
+    ipv6 metrics-addr network-control-plane-mtu network-diagnostic-port no-proxy
     node-generic-resources oom-score-adjust proxies raw-logs rootless runtimes selinux-enabled storage-driver
     storage-opts swarm-default-advertise-addr userland-proxy userland-proxy-path userns-remap
     """.split()  # noqa: SIM905 - as a list it has sixty lines

@@ -33,6 +33,7 @@ class Engine:
                 mirrors=config.registry_mirrors,
                 insecure=config.insecure_registries,
                 concurrent_downloads=config.max_concurrent_downloads,
+                concurrent_uploads=config.max_concurrent_uploads,
                 attempts=config.max_download_attempts,
             ),
         )

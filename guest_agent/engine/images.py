@@ -294,6 +294,13 @@ class Images:
         for tag in tags:
             await self.pull(ref.with_tag(tag), platform, credentials, say)
 
+    async def push(
+        self, ref: Reference, platform: Platform | None, credentials: Credentials | None, say: Say
+    ) -> None:
+        """Pushes a tag, or all tags of a repository when `ref` has none. Raises as `ImageStore.push` does."""
+        await self.store.push(ref, platform, credentials, say)
+        self._tell("push", ref.familiar, ref.familiar_name)
+
     async def distribution(self, ref: Reference, credentials: Credentials | None) -> dict[str, Any]:
         """`DistributionInspect`: what a name stands for in its registry."""
         described, offered = await in_thread(

@@ -144,9 +144,9 @@ class Authenticator:
             }
             response = fetch("POST", realm, data=form)
         else:
-            query = {"service": service} if service else {}
+            query: dict[str, str | list[str]] = {"service": service} if service else {}
             if scope:
-                query["scope"] = scope
+                query["scope"] = scope.split(" ")  # one parameter each, the token specification says
             if self._offline:
                 query |= {"offline_token": "true", "client_id": "wherry"}
             headers = {}

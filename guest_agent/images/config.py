@@ -21,6 +21,7 @@ class RegistryConfig:
     # CA certificates and client keys are in DIRECTORY/HOST[:PORT]/{*.crt,*.cert,*.key}, as Docker has them.
     certificates: Sequence[str] = ("/etc/wherry/certs.d", "/etc/docker/certs.d")
     concurrent_downloads: int = 3
+    concurrent_uploads: int = 5
     attempts: int = 5  # to get one manifest or blob, counted anew whenever bytes arrive
 
     def is_insecure(self, host: str) -> bool:

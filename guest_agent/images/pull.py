@@ -1,4 +1,4 @@
-"""Pulling images: which endpoints of a registry to ask, and what to make of their refusals."""
+"""Pulling and pushing images: which endpoints of a registry to ask, and what to make of their refusals."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from guest_agent.errors import EngineError, Forbidden, Unauthorized, Unavailable
+from guest_agent.errors import EngineError, Forbidden, InvalidParameter, NotFound, Unauthorized, Unavailable
 from guest_agent.images import hello, platforms
 from guest_agent.images import manifest as manifests
 from guest_agent.images.auth import Credentials
 from guest_agent.images.config import RegistryConfig
 from guest_agent.images.content import DiskFull
 from guest_agent.images.image_pull import ImagePull, Pulled, platform_of
+from guest_agent.images.image_push import ImagePush
 from guest_agent.images.manifest import Descriptor
 from guest_agent.images.messages import Say
 from guest_agent.images.platforms import Platform
 from guest_agent.images.reference import Reference
 from guest_agent.images.registry import Cancelled, CertificateError, Registry, RegistryError, Unreachable
 from guest_agent.images.repository import Repository, not_found
-from guest_agent.images.store import ImageStore
+from guest_agent.images.store import Image, ImageStore
 from guest_agent.images.transfer import Transfers
 
 T = TypeVar("T")
 
 
 class Puller:
-    """Talks to registries for one store. Thread-safe: any number of pulls at a time. All methods block."""
+    """Talks to registries for one store. Thread-safe: any number of transfers. All methods block."""
 
     def __init__(self, store: ImageStore, config: RegistryConfig) -> None:
         self._store = store
@@ -64,6 +65,50 @@ class Puller:
         image = hello.make(self._store, ref, platform)
         say({"status": f"Status: Using the {ref.familiar} image that ships with Wherry"})
         return Pulled(image, "", before != image.id)
+
+    def push(
+        self,
+        ref: Reference,
+        platform: Platform | None,
+        credentials: Credentials | None,
+        say: Say,
+        cancelled: threading.Event,
+    ) -> None:
+        """Pushes a tag, or all tags of a repository when `ref` has none; `say` is called from threads.
+
+        Raises NotFound, InvalidParameter and Unavailable in dockerd's words.
+        """
+        store = self._store
+        tags = store.tags_of(ref) if not ref.tag else [(ref, store.named(ref))]
+        if platform is not None:
+            for tag, id in tags:
+                if id:
+                    _check_platform(tag, platform, store.by_id(id))
+        say({"status": f"The push refers to repository [{ref.name}]"})
+        if ref.digest:
+            raise InvalidParameter("cannot push a digest reference", "Push a tag: 'tag' gives the image one.")
+        if not tags or (not tags[0][1] and not store.tags_of(ref)):
+            raise NotFound(
+                f"An image does not exist locally with the tag: {ref.familiar_name}", "Look at 'image ls'."
+            )
+        if not tags[0][1]:
+            raise NotFound(f"tag does not exist: {ref.familiar}", "Look at 'image ls'.")
+
+        known: set[str] = set()
+
+        def push(targets: Sequence[Repository]) -> None:
+            target = targets[0]
+            target.registry.get("", "").close()  # is it there, and how does it want to be spoken to
+            work = ImagePush(store, target, self._config.concurrent_uploads, say, cancelled, known)
+            for tag, id in tags:
+                work.run(tag, store.by_id(id))
+
+        targets = [
+            Repository(each.registry, each.path, "pull,push")
+            for each in self._sources(ref, credentials)
+            if not each.registry.endpoint.mirror
+        ]
+        self._ask(ref, targets, push, _push_refused)
 
     def tags(self, ref: Reference, credentials: Credentials | None) -> list[str]:
         """All tags of a repository. Raises as `pull` does."""
@@ -116,7 +161,11 @@ class Puller:
         ]
 
     def _ask(
-        self, ref: Reference, sources: Sequence[Repository], question: Callable[[Sequence[Repository]], T]
+        self,
+        ref: Reference,
+        sources: Sequence[Repository],
+        question: Callable[[Sequence[Repository]], T],
+        translated: Callable[[EngineError, Reference], EngineError] | None = None,
     ) -> T:
         """The answer of the first source that has one; `question` is put to it and those after it."""
         for index, source in enumerate(sources):
@@ -131,7 +180,7 @@ class Puller:
                 another = endpoint.mirror or isinstance(e, Unreachable | CertificateError)
                 if another and index + 1 < len(sources):
                     continue
-                raise _translated(e, ref) from e
+                raise (translated or _translated)(e, ref) from e
         raise AssertionError("unreachable")
 
 
@@ -144,3 +193,26 @@ def _translated(error: EngineError, ref: Reference) -> EngineError:
     if isinstance(error, Unauthorized):
         return Forbidden(error.message, error.hint)  # at a 401 the docker CLI would ask for a password
     return error
+
+
+def _push_refused(error: EngineError, ref: Reference) -> EngineError:
+    """A registry's refusal of a push, which dockerd passes on as it is."""
+    if isinstance(error, RegistryError):
+        hint = "Try again; if it stays, tell who runs it."
+        if error.code in ("DENIED", "NAME_UNKNOWN"):
+            hint = f"Check the name; log in to {ref.domain} as somebody who may push there."
+        return Unavailable(error.message, hint)
+    if isinstance(error, Unauthorized):
+        missing = "no basic auth credentials"
+        return Forbidden(missing if error.message.endswith(missing) else error.message, error.hint)
+    return error
+
+
+def _check_platform(ref: Reference, wanted: Platform, image: Image) -> None:
+    actual = platforms.of_config(image.config)
+    if not platforms.fits(wanted, actual):
+        raise NotFound(
+            f"image with reference {ref.familiar} was found but its platform ({actual}) does not match the "
+            f"specified platform ({wanted})",
+            f"Pull it with --platform {wanted}, or push it as it is.",
+        )

@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,6 +35,8 @@ urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
 _CONNECT_TIMEOUT = 10.0  # seconds
 _READ_TIMEOUT = 60.0  # seconds without a byte
+# Of one piece of a body on its way out, and until the registry has made a blob of what it got.
+_UPLOAD_TIMEOUTS = (60.0, 600.0)
 _MAX_WAIT = 60.0  # seconds; a registry that asks for more patience than this is an error
 _MAX_ERROR = 64 << 10  # bytes of an error's body that are looked at
 _RETRIED = (408, 429, 500, 502, 503, 504)
@@ -157,22 +159,38 @@ class Registry:
         method: str = "GET",
         params: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """A response with status 200 or 206, its body not yet read; close it.
+        """A response with status 200 or 206, its body not yet read; close it. Raises what `request` does."""
+        return self.request(method, path, scope, headers, params)
 
-        Retries, with back-off, what may go better the next time. Raises RegistryError, Unauthorized,
-        Unreachable, CertificateError, Unavailable.
+    def request(
+        self,
+        method: str,
+        target: str,
+        scope: str,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        body: Iterable[bytes] | bytes | None = None,
+        accepted: Sequence[int] = (200, 206),
+        repeat: bool = True,
+    ) -> requests.Response:
+        """A response with one of the `accepted` statuses, its body not yet read; close it.
+
+        `target` is a path below /v2/, or a URL that this registry has named. A `body` that is no bytes has a
+        length and can be iterated again. With `repeat` what may go better the next time is tried again, with
+        back-off. Raises RegistryError, Unauthorized, Unreachable, CertificateError, Unavailable.
         """
-        url = f"{self.endpoint.url}/v2/{path}"
-        for attempt in range(1, self._attempts + 1):
-            last = attempt == self._attempts
+        url = target if "://" in target else f"{self.endpoint.url}/v2/{target}"
+        attempts = self._attempts if repeat else 1
+        for attempt in range(1, attempts + 1):
+            last = attempt == attempts
             try:
-                response = self._authorised(method, url, scope, headers or {}, params or {})
+                response = self._authorised(method, url, scope, headers or {}, params or {}, body)
             except Unreachable as e:
                 if last or not e.passing:
                     raise
                 self._wait(attempt)
                 continue
-            if response.status_code in (200, 206):
+            if response.status_code in accepted:
                 return response
             with response:
                 wait = _retry_after(response) if response.status_code in (429, 503) else None
@@ -189,19 +207,30 @@ class Registry:
         time.sleep(min(0.25 * 2**attempt, 10.0) if seconds is None else seconds)
 
     def _authorised(
-        self, method: str, url: str, scope: str, headers: Mapping[str, str], params: Mapping[str, str]
+        self,
+        method: str,
+        url: str,
+        scope: str,
+        headers: Mapping[str, str],
+        params: Mapping[str, str],
+        body: Iterable[bytes] | bytes | None,
     ) -> requests.Response:
         """The response to a request, authenticated when the registry asks for it."""
+        options: dict[str, Any] = {"params": params}
+        if body is not None:
+            options |= {"data": body, "timeout": _UPLOAD_TIMEOUTS}
+        own = _host(url) == self.endpoint.host.lower()
         for attempt in (1, 2):
             sent = dict(headers)
             try:
-                authorization = self._authenticator.header(scope, self.send)
+                # Nor are uploads to another host, where a registry may send them, anybody's to log in to.
+                authorization = self._authenticator.header(scope, self.send) if own else ""
             except Unauthorized as e:
                 raise Unauthorized(f'{method.capitalize()} "{url}": {e.message}', e.hint) from e
             if authorization:
                 sent["Authorization"] = authorization
-            response = self.send(method, url, headers=sent, params=params)
-            if response.status_code != 401 or attempt == 2 or _host(response.url) != _host(url):
+            response = self.send(method, url, headers=sent, **options)
+            if response.status_code != 401 or attempt == 2 or not own or _host(response.url) != _host(url):
                 # Whoever a redirect led to is not asked where our credentials should go (CVE-2020-15157).
                 return response
             if not self._authenticator.challenge(response.headers.get("WWW-Authenticate", ""), scope):
@@ -212,18 +241,15 @@ class Registry:
     def send(self, method: str, url: str, **options: Any) -> requests.Response:
         """One request, its answer whatever it is. Raises Unreachable, CertificateError."""
         host = url.split("/", 3)[2]
-        verify = self.endpoint.verify or host != self.endpoint.host
+        settings: dict[str, Any] = {
+            "stream": True,
+            "allow_redirects": method != "POST",  # the form has a secret in it
+            "timeout": (_CONNECT_TIMEOUT, _READ_TIMEOUT),
+            "proxies": proxies(url),
+            "verify": self.endpoint.verify or host != self.endpoint.host,
+        }
         try:
-            return self._session.request(
-                method,
-                url,
-                stream=True,
-                allow_redirects=method != "POST",  # the form has a secret in it
-                timeout=(_CONNECT_TIMEOUT, _READ_TIMEOUT),
-                proxies=proxies(url),
-                verify=verify,
-                **options,
-            )
+            return self._session.request(method, url, **(settings | options))
         except requests.RequestException as e:
             raise explain(e, method, url) from e
 

@@ -155,16 +155,16 @@ def parse_manifest(data: bytes, content_type: str, expected: str = "") -> Manife
 
 
 class Repository:
-    """A repository at one endpoint."""
+    """A repository at one endpoint. `actions`: what a token has to allow: "pull", or "pull,push"."""
 
-    def __init__(self, registry: Registry, path: str) -> None:
+    def __init__(self, registry: Registry, path: str, actions: str = "pull") -> None:
         self.registry = registry
         self.path = path
-        self._scope = f"repository:{path}:pull"
+        self.scope = f"repository:{path}:{actions}"
 
     def manifest(self, name: str, size: int = _MAX_MANIFEST) -> Manifest:
         """The manifest of a tag or digest. Raises RegistryError and what `Registry.get` does."""
-        response = self.registry.get(f"{self.path}/manifests/{name}", self._scope, {"Accept": _ACCEPT})
+        response = self.registry.get(f"{self.path}/manifests/{name}", self.scope, {"Accept": _ACCEPT})
         with response:
             data = _whole(response, min(size, _MAX_MANIFEST), "manifest")
             expected = name if ":" in name else response.headers.get("Docker-Content-Digest", "")
@@ -176,7 +176,7 @@ class Repository:
         """The digest a tag has now, "" when the registry does not tell without being asked for the whole."""
         try:
             response = self.registry.get(
-                f"{self.path}/manifests/{tag}", self._scope, {"Accept": _ACCEPT}, "HEAD"
+                f"{self.path}/manifests/{tag}", self.scope, {"Accept": _ACCEPT}, "HEAD"
             )
         except (RegistryError, Unauthorized):
             return ""  # the answer to a GET says why
@@ -223,14 +223,14 @@ class Repository:
 
     def _blob(self, digest: str, offset: int) -> requests.Response:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
-        return self.registry.get(f"{self.path}/blobs/{digest}", self._scope, headers)
+        return self.registry.get(f"{self.path}/blobs/{digest}", self.scope, headers)
 
     def tags(self) -> list[str]:
         """All tags, page by page."""
         found: list[str] = []
         path, query = f"{self.path}/tags/list", {"n": "1000"}
         for _ in range(1000):
-            with self.registry.get(path, self._scope, params=query) as response:
+            with self.registry.get(path, self.scope, params=query) as response:
                 try:
                     page = json.loads(_whole(response, _MAX_MANIFEST, "tag list")).get("tags") or []
                     found += [tag for tag in page if isinstance(tag, str)]

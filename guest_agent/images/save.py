@@ -7,16 +7,14 @@ same images give the same bytes.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from guest_agent.errors import NotFound
 from guest_agent.images import manifest, reference, tar
-from guest_agent.images.content import digest_of
 from guest_agent.images.manifest import Descriptor
+from guest_agent.images.package import package
 from guest_agent.images.reference import Reference
 from guest_agent.images.store import Image, ImageStore, Lease
 from guest_agent.images.tar import Entry, TarWriter
@@ -81,17 +79,13 @@ class _Archive:
         for directory in ("blobs/", "blobs/sha256/"):
             self._tar.add(Entry(directory, tar.DIRECTORY, 0o755))
         for item in selected:
-            document, layers = self._manifest(item.image)
+            packed = package(self._store, item.image)
+            layers, described = packed.layers, packed.descriptor
             self._lease.hold(item.image.id, *(layer.digest for layer in layers))
-            described = Descriptor(
-                json.loads(document).get("mediaType") or manifest.OCI_MANIFEST,
-                digest_of(document),
-                len(document),
-            )
             for layer in layers:
                 self._blob(layer.digest)
             self._blob(item.image.id)
-            self._data(f"blobs/sha256/{described.digest.partition(':')[2]}", document)
+            self._data(f"blobs/sha256/{described.digest.partition(':')[2]}", packed.manifest)
             index += self._described(described, item)
             docker.append(
                 {
@@ -110,24 +104,6 @@ class _Archive:
         if repositories:
             self._data("repositories", manifest.encode(repositories))
         self._tar.close()
-
-    def _manifest(self, image: Image) -> tuple[bytes, list[Descriptor]]:
-        """The image's manifest and layers: its own when all its blobs are here, else one of what is."""
-        own = self._store.content.read(image.manifest)
-        layers = [
-            Descriptor(str(item["mediaType"]), str(item["digest"]), int(item["size"]))
-            for item in json.loads(own)["layers"]
-        ]
-        if all(self._store.content.has(layer.digest) for layer in layers):
-            return own, layers
-        layers = []
-        for chain in image.chains:
-            row = self._store.layer(chain)
-            if row is None:
-                raise NotFound(f"layer {chain} of image {image.id} is not in the store")
-            layers.append(Descriptor(row.media_type, row.blob, self._store.content.size(row.blob)))
-        config = Descriptor(manifest.OCI_CONFIG, image.id, self._store.content.size(image.id))
-        return manifest.image_manifest(config, layers), layers
 
     @staticmethod
     def _described(described: Descriptor, item: Selected) -> list[dict[str, Any]]:

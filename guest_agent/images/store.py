@@ -294,6 +294,26 @@ class ImageStore:
             cancelled.set()
         return pulled.image.id
 
+    async def push(
+        self,
+        ref: Reference,
+        platform: Platform | None = None,
+        credentials: Credentials | None = None,
+        progress: Callable[[dict[str, Any]], None] = lambda message: None,
+    ) -> None:
+        """Pushes a tag, or all tags of a repository; `progress` is called from threads.
+
+        Raises NotFound, Forbidden, Unavailable and InvalidParameter in dockerd's words. Cancelling it cancels
+        the transfer.
+        """
+        cancelled = threading.Event()
+        try:
+            await in_thread(
+                lambda: self.puller().push(ref, platform, credentials, progress, cancelled), "images-push"
+            )
+        finally:
+            cancelled.set()
+
     def puller(self) -> Puller:
         """What talks to registries; its libraries are loaded at the first use."""
         from guest_agent.images.pull import Puller

@@ -73,6 +73,7 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
             "ls": ("images", "IMAGES", "List images"),
             "prune": ("prune", "IMAGES", "Remove unused images"),
             "pull": ("pull", "PULL", "Download an image from a registry"),
+            "push": ("push", "PUSH", "Upload an image to a registry"),
             "rm": ("images", "REMOVE", "Remove images"),
             "save": ("archives", "SAVE", "Write images to a tar archive"),
             "tag": ("images", "TAG", "Give an image a further name"),
@@ -167,7 +168,7 @@ SHORT: dict[str, tuple[str, str]] = {
         verb: ("container", verb) for verb in GROUPS["container"][1] if verb not in ("inspect", "ls", "prune")
     },
     "ps": ("container", "ls"),
-    **{verb: ("image", verb) for verb in ("history", "import", "load", "pull", "save", "tag")},
+    **{verb: ("image", verb) for verb in ("history", "import", "load", "pull", "push", "save", "tag")},
     "images": ("image", "ls"),
     "rmi": ("image", "rm"),
     "events": ("system", "events"),
@@ -192,12 +193,12 @@ OTHER_SPELLINGS = {
 # Commands of docker's that are not here, for an answer that says more than that a word is unknown.
 DOCKERS_OWN = frozenset((
     "build", "builder", "buildx", "checkpoint", "compose", "config", "context", "manifest", "node", "plugin",
-    "push", "secret", "service", "stack", "swarm", "trust",
+    "secret", "service", "stack", "swarm", "trust",
 ))  # fmt: skip
 
 COMMON = (
-    "run", "exec", "ps", "pull", "images", "logs", "stop", "rm", "login", "logout", "search", "version",
-    "info",
+    "run", "exec", "ps", "pull", "push", "images", "logs", "stop", "rm", "login", "logout", "search",
+    "version", "info",
 )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class Request(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.registry.answer(self)
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PATCH = do_PUT = do_GET
 
     def log_message(self, *_: object) -> None:
         pass
@@ -70,6 +70,7 @@ class FaultyRegistry:
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, tuple[str, bytes]] = {}
         self.fault: Callable[[Request], bool] = lambda request: False
+        self.uploads: dict[str, bytearray] = {}  # what has come of each session
         self.pause = 0.0  # seconds between pieces of a blob of 16 KiB
         self.ranges = True
         self.requests: list[tuple[str, str, str, str]] = []
@@ -120,7 +121,14 @@ class FaultyRegistry:
         self.requests.append((request.command, path, span, request.headers.get("Authorization", "")))
         if self.fault(request):
             return
-        if "/manifests/" in path:
+        if request.command == "PUT" and "/manifests/" in path:
+            data = request.rfile.read(int(request.headers["Content-Length"]))
+            repository, _, name = path.partition("/manifests/")
+            self.manifest(f"{repository}:{name}", data, request.headers["Content-Type"])
+            request.send(201)
+        elif "/blobs/uploads/" in path:
+            self.upload(request, path)
+        elif "/manifests/" in path:
             found = self.manifests.get(path.replace("/manifests/", "/"))
             if found is None:
                 request.error(404, "MANIFEST_UNKNOWN", "manifest unknown")
@@ -132,6 +140,35 @@ class FaultyRegistry:
             self.send_blob(request, path.rpartition("/")[2], span)
         else:
             request.send(200, b"{}")
+
+    def upload(self, request: Request, path: str, cut: int | None = None) -> None:
+        """One request of an upload session; `cut` ends the connection after so many bytes have been taken."""
+        repository, _, session = path.partition("/blobs/uploads/")
+        if request.command == "POST":
+            session = f"s{len(self.uploads)}"
+            self.uploads[session] = bytearray()
+        content = self.uploads[session]
+        left = int(request.headers.get("Content-Length") or 0)
+        span = request.headers.get("Content-Range", "")
+        if span and not span.startswith(f"{len(content)}-"):
+            request.error(416, "RANGE_INVALID")
+            return
+        if cut is not None:
+            content += request.rfile.read(min(cut, left))
+            request.close_connection = True
+            return
+        content += request.rfile.read(left)
+        place = f"/v2/{repository}/blobs/uploads/{session}"
+        if request.command == "PUT":
+            name = request.path.partition("digest=")[2].replace("%3A", ":")
+            if digest(bytes(content)) != name:
+                request.error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
+                return
+            self.blobs[name] = bytes(content)
+            request.send(201)
+        else:
+            status = 204 if request.command == "GET" else 202
+            request.send(status, Location=place, Range=f"0-{max(0, len(content) - 1)}")
 
     def send_blob(self, request: Request, name: str, span: str = "", cut: int | None = None) -> None:
         """A blob from where a Range says; `cut` ends the connection after so many bytes."""

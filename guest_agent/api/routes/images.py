@@ -35,6 +35,7 @@ def register(router: Router, engine: Engine) -> None:
     router.add("GET", "/images/{name...}/json", routes.inspect)
     router.add("GET", "/images/{name...}/history", routes.history)
     router.add("POST", "/images/{name...}/tag", routes.tag)
+    router.add("POST", "/images/{name...}/push", routes.push)
     router.add("DELETE", "/images/{name...}", routes.delete)
     router.add("GET", "/distribution/{name...}/json", routes.distribution)
     router.add("POST", "/auth", routes.auth)
@@ -94,6 +95,19 @@ class _Routes:
         return Response(
             200, await self._images.search(query.get("term"), query.integer("limit", 25), filters)
         )
+
+    async def push(self, request: Request) -> StreamingResponse:
+        name, tag = request.params["name"], request.query.get("tag")
+        # Without a tag it is all of them, but a name may bring one.
+        ref = repository_tag(name, tag) if tag else reference.parse(name)
+        try:
+            auth = credentials(request.headers.get("x-registry-auth", ""))
+        except InvalidParameter:
+            auth = None  # as dockerd has it
+        platform = None
+        if request.version >= (1, 46):  # until then clients sent it although nobody read it
+            platform = _platform_json(request.query.get("platform"))
+        return await _messages(lambda messages: self._images.push(ref, platform, auth, messages.emit))
 
     async def distribution(self, request: Request) -> Response:
         auth = credentials(request.headers.get("x-registry-auth", ""))
