@@ -130,8 +130,8 @@ EXTENSIONS_WITHOUT = (
 
 # In the initrd: what the root disk needs.
 INITRD_MODULES = ("virtio_blk", "erofs")
-# In the root, loaded before the agent starts: the data disk and the network interface.
-BOOT_MODULES = ("ext4", "virtio_net")
+# In the root, loaded before the agent starts: the data disk with its quotas and the network interface.
+BOOT_MODULES = ("ext4", "quota_v2", "virtio_net")
 # Loaded beside the starting agent: what its first container needs, and what gives memory back to the host.
 LATER_MODULES = (
     "overlay",

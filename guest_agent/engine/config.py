@@ -8,7 +8,6 @@ Only what is honoured is here. A key of dockerd's that is not is refused by name
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from guest_agent.errors import InvalidParameter, NotSupported
 
 from .config_rules import check
+from .units import ram_in_bytes
 
 
 def _setting(default: Any, help: str, option: str = "") -> Any:
@@ -84,6 +84,9 @@ class Config:
     init: bool = _setting(False, "run containers under an init by default")
     no_new_privileges: bool = _setting(False, "set no-new-privileges on containers by default")
     seccomp_profile: str = _setting("builtin", "file of a seccomp profile, builtin or unconfined")
+    storage_opts: list[str] = _setting(
+        [], "overlay2.size=SIZE: what a container may write, where there are project quotas", "storage-opt"
+    )
     log_driver: str = _setting("json-file", "json-file or none")
     log_opts: dict[str, str] = _setting({}, "KEY=VALUE, such as max-size=10m", "log-opt")
 
@@ -98,11 +101,10 @@ UNSUPPORTED = frozenset(
     fixed-cidr-v6 host-gateway-ips http-proxy https-proxy init-path ip6tables iptables
     ipv6 metrics-addr network-control-plane-mtu network-diagnostic-port no-proxy
     node-generic-resources oom-score-adjust proxies raw-logs rootless runtimes selinux-enabled storage-driver
-    storage-opts swarm-default-advertise-addr userland-proxy userland-proxy-path userns-remap
+    swarm-default-advertise-addr userland-proxy userland-proxy-path userns-remap
     """.split()  # noqa: SIM905 - as a list it has sixty lines
 )
 
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SHORT = {"-H": "hosts", "-G": "group", "-D": "debug", "-l": "log_level", "-p": "pidfile", "-b": "bridge"}
 
 Values = dict[str, Any]  # field name → value of the field's type
@@ -211,7 +213,7 @@ def _checked(name: str, kind: str, value: Any) -> Any:
     if name == "registry_mirrors" and isinstance(value, list):
         value = {"docker.io": value}
     if name == "default_shm_size" and isinstance(value, str):
-        return _bytes(value)
+        return ram_in_bytes(value)
     base = kind.partition("[")[0]
     wanted: Any = {"str": str, "bool": bool, "int": int, "list": list, "dict": dict}[base]
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
@@ -268,13 +270,6 @@ def _add(values: Values, name: str, kind: str, text: str) -> None:
             raise ValueError(f"{text!r} is neither true nor false")
         values[name] = text in ("true", "1")
     elif name == "default_shm_size":
-        values[name] = _bytes(text)
+        values[name] = ram_in_bytes(text)
     else:
         values[name] = int(text) if kind == "int" else text
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+)\s*([bkmgt]?)(?:i?b)?", text.strip().lower())
-    if match is None:
-        raise ValueError(f"{text!r} is not a size such as 64m")
-    return int(match[1]) * _UNITS[match[2]]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from .units import ram_in_bytes
+
 _DOMAIN = re.compile(r"\.|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 
 
@@ -79,6 +81,19 @@ def _profile(value: str) -> None:
             raise ValueError(f"cannot read {value}: {error.strerror}")
 
 
+def storage_size(options: list[str]) -> int:
+    """Bytes a container may write, by `overlay2.size` in storage-opts; 0: no limit. Raises ValueError."""
+    size = 0
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals:
+            raise ValueError(f"{option!r} is not KEY=VALUE")
+        if key.lower() != "overlay2.size":
+            raise ValueError(f"unknown option {key}: overlay2.size is the only one")
+        size = ram_in_bytes(text)
+    return size
+
+
 _RULES: dict[str, Callable[[Any], object]] = {
     "bip": ipaddress.IPv4Interface,
     "default_address_pools": _pool,
@@ -98,4 +113,5 @@ _RULES: dict[str, Callable[[Any], object]] = {
     "mtu": _at_least(0),
     "registry_mirrors": _mirrors,
     "seccomp_profile": _profile,
+    "storage_opts": lambda option: storage_size([option]),
 }

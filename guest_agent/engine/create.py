@@ -38,6 +38,7 @@ from .merge import merge_image_config
 from .mounts import clean_path, mount_point, parse_volume, parse_volumes_from
 from .security import parse_security_options
 from .spec import READONLY_PATHS, default_masked_paths
+from .units import ram_in_bytes
 
 if TYPE_CHECKING:
     from guest_agent.images.store import Image
@@ -345,7 +346,8 @@ async def _make_files(engine: Engine, container: Container, image: Image) -> Non
     record = container.record
     directory = engine.roots.data_path("containers", record.id)
     os.makedirs(directory, mode=0o710)
-    overlay = container.overlay = await engine.images.prepare(record.id, image)
+    size = storage_size(record.host_config)
+    overlay = container.overlay = await engine.images.prepare(record.id, image, size)
     for point in record.mounts:
         if point.type == "volume" and point.copy_data:
             mounted = await engine.volumes.mount(point.name, record.id)
@@ -353,6 +355,17 @@ async def _make_files(engine: Engine, container: Container, image: Image) -> Non
                 await asyncio.to_thread(copy_up, overlay, point.destination, mounted)
             finally:
                 await engine.volumes.unmount(point.name, record.id)
+
+
+def storage_size(host: HostConfig) -> int | None:
+    """Bytes that the container may write by its `--storage-opt`; None when it has none. InvalidParameter."""
+    for name, text in (host.storage_opt or {}).items():
+        if name.lower() == "size":
+            try:
+                return ram_in_bytes(text)
+            except ValueError as error:
+                raise InvalidParameter(str(error), hint="Give a size such as --storage-opt size=10G.")
+    return None
 
 
 def root_of(engine: Engine, container: Container) -> Overlay:

@@ -6,6 +6,7 @@ import asyncio
 
 from guest_agent.engine import restore
 from guest_agent.engine.config import Config
+from guest_agent.engine.config_rules import storage_size
 from guest_agent.engine.containers import Containers
 from guest_agent.engine.events import EventBus
 from guest_agent.engine.networks import Networks
@@ -36,6 +37,7 @@ class Engine:
                 concurrent_uploads=config.max_concurrent_uploads,
                 attempts=config.max_download_attempts,
             ),
+            storage_size(config.storage_opts),
         )
         self.watches = Watches()
         self._store = Store(roots.data_path("engine.db"))

@@ -10,14 +10,13 @@ from guest_agent.runtime.types import LogSpec
 from .config import Config
 from .container import Record
 from .container_config import ContainerConfig, LogConfig
+from .units import human_size
 
 _JSON_FILE_OPTIONS = frozenset(
     ("max-file", "max-size", "compress", "env", "env-regex", "labels", "labels-regex", "tag")
 )
 TAG_FIELDS = ("ID", "FullID", "Name", "ImageID", "ImageFullID", "ImageName", "DaemonName")
 _TAG_FIELD = re.compile(r"\{\{\s*\.?([^{}]*?)\s*\}\}")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?", re.IGNORECASE)
-_DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 
 
 def settle_log_config(wanted: LogConfig, config: Config) -> LogConfig:
@@ -103,10 +102,10 @@ def _tag(template: str, values: dict[str, str]) -> str:
 
 
 def _bytes(text: str) -> int:
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise InvalidParameter(f"invalid size: '{text}'")
-    return int(float(match[1]) * _DECIMAL[match[2].lower()])
+    try:
+        return human_size(text)
+    except ValueError as error:
+        raise InvalidParameter(str(error))
 
 
 def _attributes(options: dict[str, str], config: ContainerConfig) -> dict[str, str]:

@@ -23,7 +23,7 @@ from guest_agent.runtime.types import Exit, Running
 
 from . import execs, health, host_mounts, launch, lifecycle, pausing, removal, signalling, signals
 from .container_config import shared_container
-from .create import root_of
+from .create import root_of, storage_size
 from .restart import starts_with_agent
 
 if TYPE_CHECKING:
@@ -125,7 +125,9 @@ async def _check_root(engine: Engine, container: Container) -> None:
     except NotFound:
         try:
             image = engine.images.get(container.record.image_id)
-            container.overlay = await engine.images.prepare(container.id, image)
+            container.overlay = await engine.images.prepare(
+                container.id, image, storage_size(container.host_config)
+            )
         except (EngineError, OSError) as error:
             log.error("container %s has lost its root file system: %s", container.id, error)
 

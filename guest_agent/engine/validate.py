@@ -285,11 +285,6 @@ def _refuse(host: HostConfig) -> None:
         unknown = [name for name in host.storage_opt if name.lower() != "size"]
         if unknown:
             raise InvalidParameter(f"Unknown option {unknown[0]}")
-        raise NotSupported(
-            "--storage-opt is supported only for overlay over xfs with 'pquota' mount option, "
-            "and not by this engine yet",
-            hint="Leave --storage-opt size out.",
-        )
     if host.cgroup:
         raise NotSupported("HostConfig.Cgroup is not supported", hint="Use --cgroup-parent.")
     if host.kernel_memory:

@@ -17,6 +17,9 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 
+from guest_agent.errors import NotSupported
+from guest_agent.kernel import quota
+from guest_agent.kernel.syscalls import fs_magic
 from guest_agent.kernel.trees import remove_tree
 from guest_agent.runtime.types import Overlay
 
@@ -37,6 +40,15 @@ def chain_ids(diff_ids: Sequence[str]) -> list[str]:
 
 # linux/fs.h; the values are those of 64-bit machines
 _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_TOPDIR_FL = 0x80086601, 0x40086602, 0x00020000
+
+
+# linux/magic.h, and how each comes to count what directories use
+_QUOTA_HINTS = {
+    0xEF53: "It is on ext4, which needs `tune2fs -O quota,project -Q prjquota` on the unmounted device, "
+    "and to be mounted with prjquota.",
+    0x58465342: "It is on XFS, which needs to be mounted with pquota.",
+}
+_OTHER_QUOTA_HINT = "Its file system has none: put it on XFS mounted with pquota, or on ext4 with prjquota."
 
 
 def _spread_out(directory: str) -> None:
@@ -68,6 +80,7 @@ class Snapshots:
             os.makedirs(path, mode=0o700, exist_ok=True)
         os.chmod(self._empty, 0o755)
         _spread_out(self._staging)
+        self._quotas = quota.enforced(self._containers)
         self._sweep_lock = threading.Lock()
         self._rubbish: list[str] = []
         self._sweeping = False
@@ -128,13 +141,18 @@ class Snapshots:
         """The directories of layers, topmost first; one empty directory for an image without layers."""
         return tuple(self.path(chain) for chain in reversed(chains)) or (self._empty,)
 
-    def prepare(self, container: str, chains: Sequence[str]) -> Overlay:
-        """Makes a container's writable directories.
+    def prepare(self, container: str, chains: Sequence[str], size: int = 0) -> Overlay:
+        """Makes a container's writable directories, which together hold at most `size` bytes (0: no limit).
 
-        The root directory's attributes come from the top layer.
+        The root directory's attributes come from the top layer. NotSupported when there are no quotas.
         """
+        if size:
+            self.check_quotas()
         overlay = self.overlay(container, chains)
-        os.mkdir(os.path.dirname(overlay.upper), 0o700)
+        base = os.path.dirname(overlay.upper)
+        os.mkdir(base, 0o700)
+        if size:
+            quota.limit(base, size)
         os.mkdir(overlay.work, 0o700)
         os.mkdir(overlay.upper, 0o755)
         st = os.stat(overlay.lower[0])
@@ -145,9 +163,26 @@ class Snapshots:
         os.mknod(os.path.join(overlay.upper, ".dockerenv"), stat.S_IFREG | 0o755)
         return overlay
 
+    def check_quotas(self) -> None:
+        """Raises NotSupported, in dockerd's words, when what a container writes cannot be limited."""
+        if self._quotas:
+            return
+        fd = os.open(self._containers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            reason = _QUOTA_HINTS.get(fs_magic(fd), _OTHER_QUOTA_HINT)
+        finally:
+            os.close(fd)
+        raise NotSupported(
+            "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
+            hint=f"Project quotas are not in force where {self._containers} is. {reason}",
+        )
+
     def remove(self, container: str) -> None:
         """Takes a container's writable directories away at once; its files go in the background."""
-        self._retire(os.path.join(self._containers, container))
+        base = os.path.join(self._containers, container)
+        if self._quotas and os.path.isdir(base):
+            quota.release(base)
+        self._retire(base)
 
     def containers(self) -> Iterator[str]:
         """The containers that have writable directories."""

@@ -105,8 +105,10 @@ class Lease:
 class ImageStore:
     """The image store of one engine, below DATA/images. One process at a time."""
 
-    def __init__(self, roots: Roots, registries: RegistryConfig | None = None) -> None:
+    def __init__(self, roots: Roots, registries: RegistryConfig | None = None, default_size: int = 0) -> None:
+        """`default_size`: bytes that containers may write into their roots, 0: no limit."""
         self.registries = registries or RegistryConfig()
+        self._default_size = default_size
         self._puller: Puller | None = None
         self.root = roots.data_path("images")
         os.makedirs(self.root, mode=0o700, exist_ok=True)
@@ -125,7 +127,13 @@ class ImageStore:
         self.content = BlobStore(self.root)
         self.snapshots = Snapshots(self.root)
         self.metadata = Metadata(os.path.join(self.root, "images.db"))
-        self._recover()
+        try:
+            if default_size:
+                self.snapshots.check_quotas()
+            self._recover()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends the use of the store."""
@@ -453,10 +461,12 @@ class ImageStore:
 
     # -- containers --------------------------------------------------------------------------------
 
-    async def prepare(self, container_id: str, image: Image) -> Overlay:
+    async def prepare(self, container_id: str, image: Image, size: int | None = None) -> Overlay:
         """Makes a container's root file system: its writable directories on the image's layers.
 
-        Conflict when the container has one, InternalError when layers are missing. About 0.2 ms, no fsync.
+        They hold `size` bytes at most; 0 is no limit, None the store's own. About 0.2 ms, no fsync.
+        Conflict when the container has one, InternalError when layers are missing, NotSupported when the
+        file system has no quotas.
         """
         top = image.chains[-1] if image.chains else ""
         with self.metadata.transaction() as db:
@@ -473,7 +483,9 @@ class ImageStore:
                 if not db.execute("SELECT 1 FROM images WHERE id = ?", (image.id,)).fetchone():
                     raise _no_such_image(image.id)  # removed meanwhile
                 raise InternalError(f"layers of image {image.id} are missing", "Pull or load it again.")
-            return self.snapshots.prepare(container_id, image.chains)
+            return self.snapshots.prepare(
+                container_id, image.chains, self._default_size if size is None else size
+            )
 
     def overlay(self, container_id: str) -> Overlay:
         """The root file system of a container; NotFound."""

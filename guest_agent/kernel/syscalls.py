@@ -106,6 +106,7 @@ _NR_CLONE3 = 435
 _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
+_NR_QUOTACTL_FD = 443
 _MACHINE = os.uname().machine
 if _MACHINE == "x86_64":
     _NR_CAPGET, _NR_CAPSET, _NR_KEYCTL, _NR_SECCOMP, _NR_BPF, _NR_PIVOT_ROOT = 125, 126, 250, 317, 321, 155
@@ -469,6 +470,12 @@ def fs_magic(fd: int) -> int:
     if libc.fstatfs(fd, byref(buffer)) < 0:
         raise _fail("fstatfs", fd)
     return buffer[0]
+
+
+def quotactl_fd(fd: int, command: int, id: int, data: ctypes.Array[c_char]) -> None:
+    """quotactl_fd(2) (Linux 5.14): `command` is QCMD(Q_*, *QUOTA), `data` a buffer laid out as it wants."""
+    if _syscall(_NR_QUOTACTL_FD, fd, command, id, data) < 0:
+        raise _fail("quotactl_fd", fd)
 
 
 def syncfs(fd: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from guest_agent.errors import Conflict, NotFound, Unavailable
+from guest_agent.errors import Conflict, NotFound, NotSupported, Unavailable
 from guest_agent.images import Image, ImageStore, reference
 from guest_agent.images.assemble import add_image, extract_layers, store_stream
 from guest_agent.images.load import import_tar
@@ -116,6 +116,22 @@ def test_a_container_gets_its_own_writable_directory_and_keeps_the_layers(store:
     assert list(store.snapshots.chains()) == []
     with pytest.raises(NotFound):
         store.overlay("c1")
+
+
+def test_a_size_needs_project_quotas_and_says_what_they_need(store: ImageStore, roots: Roots) -> None:
+    """As far as any kernel has them: where they are in force is in tests/vm."""
+    image = image_of(store, "base", layer(("file", b"x")))
+    with pytest.raises(NotSupported, match="supported only for overlay over xfs with 'pquota'") as caught:
+        asyncio.run(store.prepare("c1", image, 1 << 30))
+    assert store.snapshots._containers in caught.value.hint
+    assert list(store.snapshots.containers()) == []
+    with pytest.raises(NotFound):
+        store.root_of("c1")
+    asyncio.run(store.prepare("c1", image, 0))
+    others = Roots(roots.data_path("other"), roots.run)
+    with pytest.raises(NotSupported):
+        ImageStore(others, default_size=1 << 30)
+    ImageStore(others).close()  # the failed one let go of it
 
 
 def test_an_image_without_layers_has_an_empty_root(store: ImageStore) -> None:

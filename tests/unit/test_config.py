@@ -64,7 +64,7 @@ def test_mirrors_of_any_registry(tmp_path: Path) -> None:
         ({"dns": [1]}, InvalidParameter, "dns: not all of its values are strings"),
         ({"log-opts": {"a": 1}}, InvalidParameter, "log-opts: not all"),
         ({"registry-mirrors": {"a": "b"}}, InvalidParameter, "registry-mirrors: must be a list of URLs"),
-        ({"default-shm-size": "many"}, InvalidParameter, "default-shm-size: 'many' is not a size"),
+        ({"default-shm-size": "many"}, InvalidParameter, "default-shm-size: invalid size: 'many'"),
         ([], InvalidParameter, "not a JSON object"),
         ("{", InvalidParameter, "not valid JSON"),
     ],
@@ -132,6 +132,9 @@ WRONG = (
     ("max-download-attempts", "max-download-attempts", 0),
     ("mtu", "mtu", -5),
     ("registry-mirror", "registry-mirrors", "ftp://mirror.example"),
+    ("storage-opt", "storage-opts", "overlay2.size=many"),
+    ("storage-opt", "storage-opts", "overlay2.metacopy=on"),
+    ("storage-opt", "storage-opts", "overlay2.size"),
     ("seccomp-profile", "seccomp-profile", "/nonexistent/profile.json"),
     ("default-address-pool", "default-address-pools", {"base": "10.0.0.0/8", "size": 4}),
 )

@@ -132,11 +132,6 @@ def test_configurations_that_are_wrong(config: dict[str, Any], text: str) -> Non
         ({"tmpfs": {"x": ""}}, "invalid mount path: 'x' mount path must be absolute"),
         ({"kernel_memory": 5}, "kernel memory limits (KernelMemory) are not supported: Linux dropped them"),
         ({"storage_opt": {"odd": "1"}}, "Unknown option odd"),
-        (
-            {"storage_opt": {"size": "1g"}},
-            "--storage-opt is supported only for overlay over xfs with 'pquota' mount option, "
-            "and not by this engine yet",
-        ),
     ],
 )
 def test_host_settings_that_are_wrong(host: dict[str, Any], text: str) -> None:

@@ -286,6 +286,91 @@ def test_a_disk_grows(home: Home) -> None:
     machine.remove()
 
 
+def _write(megabytes: int) -> tuple[str, ...]:
+    return ("dd", "if=/dev/zero", "of=/file", "bs=1M", f"count={megabytes}")
+
+
+def test_a_container_writes_no_more_than_its_storage_option(running: Home, tmp_path: Path) -> None:
+    docker, limit = running.docker, ("--storage-opt", "size=20m")
+    for flags in ((), ("--privileged",)):  # overlay never overrides quotas, whoever writes
+        result = docker("run", "--rm", *limit, *flags, "busybox", *_write(40))
+        assert result.code == 1
+        assert "Disk quota exceeded" in result.err
+    assert docker.ok("run", "--rm", *limit, "busybox", "stat", "-f", "-c", "%b %S", "/") == f"{20 << 8} 4096"
+    for name in ("first", "second"):  # each for itself
+        docker.ok("run", "--name", name, *limit, "busybox", *_write(15))
+    docker.ok("run", "--rm", "busybox", *_write(40))
+    assert "invalid size: 'much'" in docker("create", "--storage-opt", "size=much", "busybox").err
+    running.machine.stop()
+    running.machine.start()
+    docker.ok("start", "--attach", "second")
+    docker.ok("commit", "first", "committed")
+    assert docker("run", "--rm", *limit, "committed", *_write(25)).code == 1
+    docker.ok("run", "--rm", "committed", *_write(40))
+    docker.ok("create", "--name", "third", *limit, "busybox")
+    (tmp_path / "large").write_bytes(bytes(30 << 20))
+    assert "disk quota exceeded" in docker("cp", tmp_path / "large", "third:/").err.lower()
+    docker.ok("rm", "first", "second", "third")
+    docker.ok("rmi", "committed")
+
+
+PROJECTS = """
+import os
+from guest_agent.kernel import quota
+top = "/var/lib/wherry/quota-test"
+os.mkdir(top)
+assert quota.enforced(top)
+quota.set_project(top, 999)  # as an administrator may have it for the whole data root
+bases = [f"{top}/{i}" for i in range(3)]
+for base in bases:
+    os.mkdir(base)
+quota.release(bases[0])
+assert quota.project_of(bases[0]) == 999
+for base in bases[1:]:
+    quota.limit(base, 1 << 20)
+    os.mkdir(f"{base}/inner")
+one, two = (quota.project_of(f"{base}/inner") for base in bases[1:])
+assert one != two and min(one, two) > 999
+assert quota.usage(top, one) == quota.Usage(1 << 20, 8192, 2), quota.usage(top, one)
+os.mkdir(f"{top}/staging")
+try:
+    os.rename(bases[1], f"{top}/staging/1")
+    raise SystemExit("moved out of its project")
+except OSError as error:
+    print(error.strerror)
+quota.release(bases[1])
+os.rename(bases[1], f"{top}/staging/1")
+assert quota.usage(top, one).limit == 0
+os.rmdir(f"{top}/staging/1/inner")
+print(quota.usage(top, one).bytes)
+"""
+
+
+def test_projects_in_the_guest(running: Home) -> None:
+    guest = ("run", "--rm", "--privileged", "--pid", "host", "busybox", "nsenter", "-t", "1", "-m")
+    output = running.docker.ok(*guest, "/usr/bin/python3.13", "-c", PROJECTS)
+    assert output.splitlines() == ["Invalid cross-device link", "0"]
+
+
+def test_a_data_disk_of_an_older_image_is_used_without_quotas(home: Home, tmp_path: Path) -> None:
+    machine = Machine("old")
+    machine.init(images.installed("amd64")[0], cpus=1, memory=MEMORY, disk=4 << 30)
+    raw = tmp_path / "disk"
+    with raw.open("wb") as file:
+        file.truncate(4 << 30)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-b", "4096", raw], check=True)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, machine.layout.disk], check=True)
+    docker = Cli([docker_binary()], f"unix://{machine.layout.api_socket}", home.docker.config)
+    machine.start()
+    docker.ok("load", "--quiet", "--input", container_image("busybox:latest").archive())
+    assert docker.ok("run", "--rm", "busybox", "echo", "well") == "well"
+    refused = docker("run", "--rm", "--storage-opt", "size=1g", "busybox", "true")
+    assert refused.code == 125
+    assert "--storage-opt is supported only for overlay over xfs with 'pquota' mount option" in refused.err
+    machine.stop()
+    machine.remove()
+
+
 def test_space_comes_back_when_a_volume_goes(running: Home) -> None:
     disk = Path(running.machine.layout.disk)
     running.docker.ok(

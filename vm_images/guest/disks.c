@@ -89,15 +89,20 @@ static int is_blank(void) {
 
 static s64 mount_ext4(void) {
     /* Volumes live here: devices and set-user-id programs must work, as on a native host. */
-    return mount(DATA_DISK, DATA, "ext4", MS_NOATIME, "discard");
+    s64 result = mount(DATA_DISK, DATA, "ext4", MS_NOATIME, "discard,prjquota");
+    if (result < 0) /* a disk of an older image has no project quotas */
+        result = mount(DATA_DISK, DATA, "ext4", MS_NOATIME, "discard");
+    return result;
 }
 
 void mount_data(void) {
     s64 result = mount_ext4();
     if (result < 0 && is_blank()) {
         /* Nothing to discard on a new disk, and tables are initialised by the kernel in the background. */
-        static const char *const format[] = {"/usr/sbin/mke2fs", "-q", "-t", "ext4", "-m", "0", "-b", "4096", "-L", "wherry", "-E",
-                                             "nodiscard,lazy_itable_init=1,lazy_journal_init=1", DATA_DISK, NULL};
+        static const char *const format[] = {"/usr/sbin/mke2fs", "-q", "-t", "ext4", "-m", "0", "-b", "4096", "-L", "wherry", "-O",
+                                             "quota,project", "-E",
+                                             "quotatype=prjquota,nodiscard,lazy_itable_init=1,lazy_journal_init=1",
+                                             DATA_DISK, NULL};
         s64 status = run(format);
         if (status)
             fail("cannot format the data disk; mke2fs ended with", decimal(status), 0);
