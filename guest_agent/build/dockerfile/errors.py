@@ -13,3 +13,7 @@ class DockerfileError(InvalidParameter):
     def __init__(self, message: str, lines: Lines | None = None, hint: str = "") -> None:
         super().__init__(message, hint)
         self.lines = lines
+
+
+class DockerfileSyntaxError(DockerfileError):
+    """Words that do not go together; BuildKit says these without the line in the message."""

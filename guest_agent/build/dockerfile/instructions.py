@@ -41,6 +41,7 @@ from guest_agent.build.dockerfile.types import (
 )
 
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9-_.]*")
+_MAYBE_JSON = ("ADD", "CMD", "COPY", "ENTRYPOINT", "RUN", "SHELL", "VOLUME")
 _ONBUILD = re.compile(r"\s*ONBUILD\s*", re.IGNORECASE)
 
 
@@ -339,6 +340,8 @@ def _onbuild(request: _Request) -> Onbuild:
         raise DockerfileError(f"{name} isn't allowed as an ONBUILD trigger")
     if name in ("ENV", "LABEL"):
         words.assignments(rest, request.escape, name)
+    elif name in _MAYBE_JSON:
+        words.json_strings(rest)
     parts = [_ONBUILD.sub("", request.code, count=1)]
     parts += [file.content + file.name for file in request.heredocs]
     return Onbuild(request.code, request.lines, "\n".join(parts))

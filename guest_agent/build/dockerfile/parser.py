@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from guest_agent.build.dockerfile import instructions, lines
-from guest_agent.build.dockerfile.errors import DockerfileError
+from guest_agent.build.dockerfile.errors import DockerfileError, DockerfileSyntaxError
 from guest_agent.build.dockerfile.types import Arg, Dockerfile, Instruction, Lines, Stage
 
 
@@ -19,6 +19,8 @@ def parse(source: bytes | str) -> Dockerfile:
     for statement in split.statements:
         try:
             parsed = instructions.instruction(statement, split.escape)
+        except DockerfileSyntaxError:
+            raise
         except DockerfileError as error:
             error.message = f"dockerfile parse error on line {statement.lines.start}: {error.message}"
             raise

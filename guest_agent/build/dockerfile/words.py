@@ -6,7 +6,7 @@ import json
 import re
 from typing import NoReturn
 
-from guest_agent.build.dockerfile.errors import DockerfileError
+from guest_agent.build.dockerfile.errors import DockerfileSyntaxError
 
 _BLANK = re.compile(r"[\t\v\f\r ]+")
 _HEREDOC_INSTRUCTIONS = ("RUN", "COPY", "ADD")
@@ -71,8 +71,8 @@ def _flag(text: str, position: int, escape: str) -> tuple[str, int]:
 
 
 def json_strings(text: str) -> list[str] | None:
-    """The strings of a JSON array; None: it is no JSON array, so it is the shell form. DockerfileError: an
-    array of something else."""
+    """The strings of a JSON array; None: it is no JSON array, so it is the shell form.
+    DockerfileSyntaxError: an array of something else."""
     text = text.lstrip()
     if not text.startswith("["):
         return None
@@ -82,7 +82,7 @@ def json_strings(text: str) -> list[str] | None:
     except (ValueError, RecursionError):
         return None
     if not all(isinstance(value, str) for value in values):
-        raise DockerfileError("when using JSON array syntax, arrays must be comprised of strings only")
+        raise DockerfileSyntaxError("when using JSON array syntax, arrays must be comprised of strings only")
     return [value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for value in values]
 
 
@@ -130,13 +130,13 @@ def assignments(text: str, escape: str, instruction: str) -> list[tuple[str, str
     if "=" not in words[0]:
         name, blank, value = _cut(text)
         if not blank:
-            raise DockerfileError(f"{instruction} must have two arguments")
+            raise DockerfileSyntaxError(f"{instruction} must have two arguments")
         return [(name, value, True)]
     pairs = []
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise DockerfileError(
+            raise DockerfileSyntaxError(
                 f"Syntax error - can't find = in {json.dumps(word, ensure_ascii=False)}. "
                 "Must be of the form: name=value"
             )
