@@ -44,13 +44,17 @@ def parse_detach_keys(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a client wants of the streams of a process; `detach_keys` count on a terminal only."""
+    """What a client wants of the streams of a process; `detach_keys` count on a terminal only.
+
+    `framed` is whether output comes in Docker's frames, None for what the process has: none on a terminal.
+    """
 
     stdin: bool
     stdout: bool
     stderr: bool
     tty: bool
     detach_keys: bytes = DEFAULT_DETACH_KEYS
+    framed: bool | None = None
 
 
 def attachments(client: socket.socket, wanted: Wanted, on_detach: Callable[[], None]) -> list[Attachment]:
@@ -60,7 +64,7 @@ def attachments(client: socket.socket, wanted: Wanted, on_detach: Callable[[], N
     `on_detach` is called when the detach keys were typed; the client is let go by then.
     """
     if not (wanted.tty and wanted.stdin):
-        return [Attachment(client.detach(), wanted.stdin, wanted.stdout, wanted.stderr)]
+        return [Attachment(client.detach(), wanted.stdin, wanted.stdout, wanted.stderr, wanted.framed)]
     ours, monitors = socket.socketpair()
     ours.setblocking(False)
     output = os.dup(client.fileno())
@@ -69,7 +73,7 @@ def attachments(client: socket.socket, wanted: Wanted, on_detach: Callable[[], N
     task.add_done_callback(_proxies.discard)
     result = [Attachment(monitors.detach(), stdin=True, stdout=False, stderr=False)]
     if wanted.stdout or wanted.stderr:
-        result.append(Attachment(output, False, wanted.stdout, wanted.stderr))
+        result.append(Attachment(output, False, wanted.stdout, wanted.stderr, wanted.framed))
     else:
         os.close(output)
     return result

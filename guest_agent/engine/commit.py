@@ -47,7 +47,10 @@ async def commit(
     fill_from(settled, msgspec.to_builtins(container.config))
     paused = pause and container.state.running and not container.state.paused
     if paused:
-        await pausing.pause(engine, container)
+        try:
+            await pausing.pause(engine, container)
+        except Conflict:
+            paused = False  # it has just ended, or somebody else has paused it
     try:
         image = await in_thread(
             lambda: commit_image(

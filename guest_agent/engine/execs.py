@@ -158,15 +158,21 @@ def _check_user(item: Exec) -> None:
 
 
 async def start(
-    engine: Engine, item: Exec, client: socket.socket | None, console_size: tuple[int, int] | None = None
+    engine: Engine,
+    item: Exec,
+    client: socket.socket | None,
+    console_size: tuple[int, int] | None = None,
+    framed: bool | None = None,
 ) -> None:
     """Starts an exec and, with a client, connects it; takes the client's socket over, also on failure.
+
+    `framed` is as in `attach.Wanted`.
 
     Raises Conflict when it ran before, and why it could not be started.
     """
     clients: list[Attachment] = []
     if client is not None:
-        wanted = attach.Wanted(item.stdin, item.stdout, item.stderr, item.tty, item.detach_keys)
+        wanted = attach.Wanted(item.stdin, item.stdout, item.stderr, item.tty, item.detach_keys, framed)
         clients = attach.attachments(client, wanted, lambda: _publish(engine, item, "exec_detach"))
     await run(engine, item, clients, console_size)
 

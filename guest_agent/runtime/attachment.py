@@ -29,6 +29,7 @@ class Client:
         self._fd = fd
         self._reading = bool(spec["stdin"])
         self._wanted = {name for name in ("stdout", "stderr") if spec[name]}
+        self.framed = bool(spec.get("framed", not streams.tty))
         self._queue: deque[memoryview] = deque()
         self.queued = 0  # bytes
         self._finishing = False

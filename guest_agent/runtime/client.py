@@ -398,7 +398,8 @@ def _stdio(stdio: Stdio) -> dict[str, Any]:
 
 
 def _attachment(attachment: Attachment) -> dict[str, Any]:
-    return {"stdin": attachment.stdin, "stdout": attachment.stdout, "stderr": attachment.stderr}
+    wanted = {"stdin": attachment.stdin, "stdout": attachment.stdout, "stderr": attachment.stderr}
+    return wanted if attachment.framed is None else {**wanted, "framed": attachment.framed}
 
 
 def _close(attachments: Sequence[Attachment]) -> None:

@@ -106,10 +106,10 @@ class Streams:
             self._log.write(name, data)
         if not self._clients:
             return
-        frame = data if self.tty else struct.pack(">BxxxL", _STREAMS[name], len(data)) + data
+        frame = struct.pack(">BxxxL", _STREAMS[name], len(data)) + data
         for client in list(self._clients):
             if client.wants(name):
-                client.send(frame)
+                client.send(frame if client.framed else data)
         self.balance()
 
     def balance(self) -> None:

@@ -47,15 +47,16 @@ class Attachment:
     """One attached client: `fd` is a connected stream socket which the monitor owns from now on.
 
     The monitor reads stdin bytes from it (end of file there closes stdin as `stdin_once` says) and writes
-    output to it: raw bytes for a tty, else Docker's frames (`>BxxxL` stream, length). It shuts down its write
-    side when the process's output has ended and been delivered. A slow client slows the container; it never
-    loses bytes.
+    output to it: raw bytes or Docker's frames (`>BxxxL` stream, length), as `framed` says, by default frames
+    for a process without tty. It shuts down its write side when the process's output has ended and been
+    delivered. A slow client slows the container; it never loses bytes.
     """
 
     fd: int
     stdin: bool = False
     stdout: bool = True
     stderr: bool = True
+    framed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,7 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
 
 # Commands without a group of their own.
 SINGLE: dict[str, tuple[str, str, str]] = {
+    "compose": ("compose", "COMPOSE", "Run Docker Compose with this engine"),
     "completion": ("completion", "COMPLETION", "Print the completion script for a shell"),
     "doctor": (
         "doctor",
@@ -192,7 +193,7 @@ OTHER_SPELLINGS = {
 
 # Commands of docker's that are not here, for an answer that says more than that a word is unknown.
 DOCKERS_OWN = frozenset((
-    "build", "builder", "buildx", "checkpoint", "compose", "config", "context", "manifest", "node", "plugin",
+    "build", "builder", "buildx", "checkpoint", "config", "context", "manifest", "node", "plugin",
     "secret", "service", "stack", "swarm", "trust",
 ))  # fmt: skip
 

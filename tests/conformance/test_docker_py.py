@@ -88,6 +88,32 @@ def test_exec_socket(client: docker.DockerClient, busybox: str) -> None:
     assert received == b"typed\r\ntyped\r\n"
 
 
+@pytest.mark.parametrize("tty", [False, True])
+def test_the_start_of_an_exec_chooses_the_form(client: docker.DockerClient, busybox: str, tty: bool) -> None:
+    container = client.containers.run(busybox, "sleep 600", detach=True)
+    made = client.api.exec_create(container.id, "echo out", tty=tty)
+    assert client.api.exec_start(made["Id"], tty=False, demux=True) == (b"out\r\n" if tty else b"out\n", None)
+    made = client.api.exec_create(container.id, "echo out", tty=tty)
+    assert client.api.exec_start(made["Id"], tty=True) == (b"out\r\n" if tty else b"out\n")
+
+
+def test_no_swarm(client: docker.DockerClient) -> None:
+    client.api.leave_swarm(force=True)  # docker-py takes 503 for "not in one"
+    assert client.plugins.list() == []
+    with pytest.raises(APIError, match="This node is not a swarm manager"):
+        client.services.list()
+    with pytest.raises(NotFound, match='plugin "nope" not found'):
+        client.plugins.get("nope")
+
+
+@pytest.mark.ours
+def test_swarm_and_plugins_are_refused(client: docker.DockerClient) -> None:
+    with pytest.raises(APIError, match="this engine does not support swarm mode"):
+        client.swarm.init()
+    with pytest.raises(APIError, match="this engine does not support plugins"):
+        client.plugins.install("some/plugin")
+
+
 def test_attach_socket(client: docker.DockerClient, busybox: str) -> None:
     container = client.containers.create(busybox, "cat", stdin_open=True)
     stream = container.attach_socket(params={"stdin": 1, "stdout": 1, "stream": 1})

@@ -123,6 +123,17 @@ def new_enough(docker: str) -> bool:
     return version is not None and tuple(map(int, version.groups())) >= OLDEST_DOCKER_CLI
 
 
+def compose_binary(version: int) -> Path:
+    """Docker Compose 1 or 2, which ./run-tests fetched; the present one is run by `wherry compose`.
+
+    Raises RuntimeError when there is none.
+    """
+    found = cache_directory() / "compose" / f"v{version}" / "bin" / "docker-compose"
+    if not found.exists():
+        raise RuntimeError(f"no Docker Compose {version}: ./run-tests --setup-only gets it")
+    return found
+
+
 def wherry_command() -> list[str]:
     """Our own CLI from this checkout."""
     return [sys.executable, "-m", "host_client"]

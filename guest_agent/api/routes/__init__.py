@@ -12,6 +12,7 @@ from guest_agent.api.routes import (
     exec,
     images,
     networks,
+    swarm,
     system,
     volumes,
 )
@@ -28,6 +29,7 @@ MODULES = (
     images,
     networks,
     volumes,
+    swarm,
 )
 
 

@@ -55,17 +55,18 @@ def register(router: Router, engine: Engine) -> None:
         if body.detach:
             await execs.start(engine, item, None, size)
             return Response(200)
+        # As in dockerd it is the start that chooses the form of the output, whatever the exec was made with.
         stream = await request.hijack(RAW_STREAM if body.tty else MULTIPLEXED_STREAM)
         client = stream.detach()
         spare = client.dup()
         with spare:
             spare.setblocking(False)
             try:
-                await execs.start(engine, item, client, size)
+                await execs.start(engine, item, client, size, framed=not body.tty)
             except EngineError as error:
                 # The answer's head is out: the reason goes where the output would have gone.
                 text = f"{error.message}\r\n".encode()
-                spare.send(text if item.tty else struct.pack(">BxxxL", _STDOUT, len(text)) + text)
+                spare.send(text if body.tty else struct.pack(">BxxxL", _STDOUT, len(text)) + text)
         return None
 
     async def inspect(request: Request) -> Response:

@@ -5,14 +5,10 @@ from __future__ import annotations
 from guest_agent.api.http import Request, Response
 from guest_agent.api.models import CreateVolume
 from guest_agent.api.router import Router
+from guest_agent.api.routes.swarm import NO_MANAGER
 from guest_agent.engine import volume_queries
 from guest_agent.engine.engine import Engine
 from guest_agent.errors import Unavailable
-
-NO_SWARM = (
-    "This node is not a swarm manager. "
-    'Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
-)
 
 
 def register(router: Router, engine: Engine) -> None:
@@ -26,7 +22,7 @@ def register(router: Router, engine: Engine) -> None:
     async def create(request: Request) -> Response:
         body = await request.json(CreateVolume, optional=True)
         if body.cluster_volume_spec is not None and request.version >= (1, 42):
-            raise Unavailable(NO_SWARM)
+            raise Unavailable(NO_MANAGER, hint="Wherry has no cluster volumes: leave ClusterVolumeSpec out.")
         volume = await engine.volumes.create(body.name, body.driver, body.driver_opts, body.labels)
         return Response(201, engine.volumes.describe(volume))
 
