@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from host_client.engine_api.endpoint import Endpoint
+from host_client.engine_api.endpoint import Endpoint, parse_host
 from host_client.engine_api.errors import ConnectError
 from host_client.engine_api.http import Connection
 
@@ -68,6 +68,7 @@ def find_or_start(tell: Callable[[str], None]) -> Connection:
                 raise
     import_packages()
     from host_client.machine.errors import MachineError
+    from host_client.machine.layout import address
     from host_client.machine.machines import Machine
 
     try:
@@ -77,7 +78,7 @@ def find_or_start(tell: Callable[[str], None]) -> Connection:
             tell(f"Making machine {MACHINE}")
             machine.init(image)
         machine.start(lambda message: _tell_step(message, tell))
-        return Connection(_at(machine.layout.api_socket))
+        return Connection(parse_host(address(machine.layout.api_socket)))
     except MachineError as error:
         raise ConnectError(error.message, error.hint)
 

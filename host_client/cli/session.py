@@ -65,21 +65,39 @@ class Session:
         return Client(endpoint, self.config.http_headers())
 
     def chosen_host(self) -> str:
-        """The engine's address from `--host` or DOCKER_HOST, "" for the native one.
+        """The engine's address from `--host`, `--context`, DOCKER_HOST or DOCKER_CONTEXT, "" for our own.
 
         Raises:
-            UsageError: `--host` was given twice.
+            UsageError: `--host` was given twice, or beside `--context`.
+            ConnectError: there is no such context.
         """
         hosts: list[str] = self.settings["host"]
-        if len(hosts) > 1:
+        if len(hosts) > 1 or (hosts and self.settings["context"]):
             from host_client.cli.errors import UsageError
 
-            raise UsageError("specify only one -H")
-        return hosts[0] if hosts else os.environ.get("DOCKER_HOST", "")
+            if len(hosts) > 1:
+                raise UsageError("specify only one -H")
+            raise UsageError("conflicting options: cannot specify both --host and --context")
+        context = self._context()
+        return context[0] if context else hosts[0] if hosts else os.environ.get("DOCKER_HOST", "")
+
+    def _context(self) -> tuple[str, Tls | None] | None:
+        """The engine of the context chosen by name, if one is; `docker context use` is for docker alone."""
+        name = self.settings["context"]
+        if not name and not self.settings["host"] and not os.environ.get("DOCKER_HOST"):
+            name = os.environ.get("DOCKER_CONTEXT", "")
+        if not name or name == "default":
+            return None
+        from host_client import contexts
+
+        return contexts.engine(os.path.dirname(self.config.path), name)
 
     def tls(self) -> Tls | None:
         """How to speak TLS, from the flags and docker's environment variables; None for not at all."""
         settings = self.settings
+        context = self._context()
+        if context:
+            return context[1]
         verify = settings["tlsverify"] or bool(os.environ.get("DOCKER_TLS_VERIFY"))
         if not (verify or settings["tls"] or bool(os.environ.get("DOCKER_TLS"))):
             return None

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 # Global options, before the command.
 GLOBAL_FLAGS = (
     ("config", "", "string", "Directory of the client's configuration (default ~/.docker)"),
+    ("context", "c", "string", "Name of the docker context whose engine to talk to; also DOCKER_CONTEXT"),
     ("debug", "D", "bool", "Show where an error came from"),
     (
         "host",

@@ -7,8 +7,8 @@ One JSON object a line: {"do": "status" | "stop" | "trim" | "grow" …}; the ans
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -16,17 +16,18 @@ from typing import Any
 from host_client.machine.errors import MachineError
 from host_client.machine.guest import Guest
 from host_client.machine.layout import Layout
+from host_client.machine.listener import Listener, connect
 from host_client.machine.qmp import Qmp
 
 REQUEST_MAX = 64 * 1024
 
 
 class ControlServer:
-    """Answers requests on a listening socket, which it owns, until cancelled."""
+    """Answers requests of a listener's clients, which it owns, until cancelled."""
 
     def __init__(
         self,
-        listener: socket.socket,
+        listener: Listener,
         status: Callable[[], dict[str, Any]],
         stopping: asyncio.Event,
         guest: Guest,
@@ -39,16 +40,11 @@ class ControlServer:
         self._qmp = qmp
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @staticmethod
-    def path(layout: Layout) -> str:
-        return os.path.join(layout.sockets, "supervisor.sock")
-
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
-        with self._listener as listener:
-            listener.setblocking(False)
+        with contextlib.closing(self._listener) as listener:
             while True:
-                connection, _ = await loop.sock_accept(listener)
+                connection = await listener.accept()
                 task = loop.create_task(self._answer(connection))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -96,10 +92,8 @@ class ControlServer:
 
 def ask(layout: Layout, request: dict[str, Any], seconds: float = 60.0) -> Any:
     """Asks a running machine's supervisor. Raises MachineError when it does not run or refuses."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(seconds)
-        try:
-            connection.connect(ControlServer.path(layout))
+    try:
+        with connect(layout.control_socket, seconds) as connection:
             connection.sendall(json.dumps(request).encode() + b"\n")
             data = b""
             while not data.endswith(b"\n"):
@@ -107,12 +101,12 @@ def ask(layout: Layout, request: dict[str, Any], seconds: float = 60.0) -> Any:
                 if not more:
                     raise MachineError(f"the supervisor of machine {layout.name} ended while it was asked")
                 data += more
-        except (FileNotFoundError, ConnectionRefusedError):
-            raise MachineError(
-                f"machine {layout.name} is not running", f"Start it: wherry machine start {layout.name}"
-            )
-        except OSError as error:
-            raise MachineError(f"the supervisor of machine {layout.name} does not answer: {error}")
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise MachineError(
+            f"machine {layout.name} is not running", f"Start it: wherry machine start {layout.name}"
+        )
+    except OSError as error:
+        raise MachineError(f"the supervisor of machine {layout.name} does not answer: {error}")
     answer = json.loads(data)
     if "error" in answer:
         raise MachineError(answer["error"], answer.get("hint", ""))

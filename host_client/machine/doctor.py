@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 from host_client.doctor.finding import BAD, GOOD, Finding
 from host_client.machine import accelerator, image, layout, qemu, system
-from host_client.machine.control import ControlServer
 from host_client.machine.errors import MachineError
 from host_client.machine.machines import Machine
 
@@ -56,7 +55,7 @@ def _machine(name: str) -> str:
         status = machine.status()
         assert status is not None
         return f"runs with {status['accelerator'].upper()}, process {status['qemu']}"
-    left = [p for p in (machine.layout.api_socket, ControlServer.path(machine.layout)) if os.path.exists(p)]
+    left = [p for p in (machine.layout.api_socket, machine.layout.control_socket) if os.path.exists(p)]
     if left:
         return "stopped; its supervisor was killed: what it left is cleared away at the next start"
     return "stopped"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 import tempfile
 import warnings
 
@@ -64,7 +65,20 @@ class Layout:
             self.folder, "state.json"
         )  # written by the supervisor when the machine runs
         self.sockets = socket_folder(name)
-        self.api_socket = os.path.join(self.sockets, "docker.sock")
+        if sys.platform == "win32":  # pipes of all users are in one place
+            owner = hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]
+            self.api_socket = rf"\\.\pipe\wherry-{owner}-docker"
+            self.control_socket = rf"\\.\pipe\wherry-{owner}-supervisor"
+        else:
+            self.api_socket = os.path.join(self.sockets, "docker.sock")
+            self.control_socket = os.path.join(self.sockets, "supervisor.sock")
+
+
+def address(path: str) -> str:
+    """The path of a machine's socket or pipe as docker clients want it in DOCKER_HOST."""
+    if path.startswith("\\\\"):
+        return "npipe://" + path.replace("\\", "/")
+    return f"unix://{path}"
 
 
 def machine_names() -> list[str]:

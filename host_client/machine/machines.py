@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from host_client import contexts
+from host_client.config import directory as docker_directory
+from host_client.engine_api.errors import ConnectError
 from host_client.machine import config, control, image, keys, layout, qcow2, shares, system
 from host_client.machine.config import Config
 from host_client.machine.errors import MachineError
@@ -95,7 +98,27 @@ class Machine:
         """Boots the machine until its engine answers; does nothing when it runs. Raises MachineError."""
         config.load(self.layout)
         if self.running():
-            return control.ask(self.layout, {"do": "status"})  # type: ignore[no-any-return]
+            status: dict[str, Any] = control.ask(self.layout, {"do": "status"})
+        else:
+            status = self._boot(progress)
+        try:
+            contexts.put(
+                docker_directory(),
+                self.context,
+                layout.address(self.layout.api_socket),
+                f"Wherry, machine {self.name}",
+                self.layout.folder,
+            )
+        except (OSError, ConnectError) as error:
+            progress({"warning": f"no docker context for machine {self.name}: {error}"})
+        return status
+
+    @property
+    def context(self) -> str:
+        """The name of the docker context that is made for it."""
+        return "wherry" if self.name == layout.DEFAULT_NAME else f"wherry-{self.name}"
+
+    def _boot(self, progress: Progress) -> dict[str, Any]:
         # Isolated from the user's environment; the package may be in a checkout, which is on no path.
         code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from host_client.machine import supervisor"
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -152,6 +175,7 @@ class Machine:
             "DataDisk": self.layout.disk,
             "ConsoleLog": self.layout.console,
             "SupervisorLog": self.layout.log,
+            "Context": self.context,
             "State": self.status(),
         }
 
@@ -191,6 +215,7 @@ class Machine:
         self.must_be_stopped()
         config.load(self.layout)
         os.unlink(self.layout.config)  # from now on there is no such machine, whatever is left
+        contexts.remove(docker_directory(), self.context, self.layout.folder)
         shutil.rmtree(self.layout.folder)
         shutil.rmtree(self.layout.sockets, ignore_errors=True)
 

@@ -12,6 +12,7 @@ import socket
 import ssl
 
 from host_client.machine.keys import SERVER_NAME
+from host_client.machine.listener import Listener
 
 CHUNK = 256 * 1024
 
@@ -26,9 +27,9 @@ def client_context(folder: str) -> ssl.SSLContext:
 
 
 class Relay:
-    """A listening socket, which it owns, whose connections are relayed to a port of this host's loopback."""
+    """A listener, which it owns, whose connections are relayed to a port of this host's loopback."""
 
-    def __init__(self, listener: socket.socket, context: ssl.SSLContext, port: int) -> None:
+    def __init__(self, listener: Listener, context: ssl.SSLContext, port: int) -> None:
         self._listener = listener
         self._context = context
         self._port = port
@@ -37,10 +38,9 @@ class Relay:
     async def serve(self) -> None:
         """Until cancelled."""
         loop = asyncio.get_running_loop()
-        self._listener.setblocking(False)
         try:
             while True:
-                client, _ = await loop.sock_accept(self._listener)
+                client = await self._listener.accept()
                 task = loop.create_task(self._relay(client))
                 self._connections.add(task)
                 task.add_done_callback(self._connections.discard)

@@ -81,8 +81,12 @@ class Supervisor:
             self.lock.release()
 
     def _clear_leftovers(self) -> None:
-        """Sockets and state of a supervisor that was killed; we hold the lock, so nobody uses them."""
-        for path in (self.layout.state, self.layout.api_socket, ControlServer.path(self.layout)):
+        """Sockets and state of a supervisor that was killed; we hold the lock, so nobody uses them.
+
+        Windows' pipes end with who serves them.
+        """
+        sockets = () if system.IS_WINDOWS else (self.layout.api_socket, self.layout.control_socket)
+        for path in (self.layout.state, *sockets):
             try:
                 os.unlink(path)
             except FileNotFoundError:
@@ -144,9 +148,11 @@ class Supervisor:
             try:
                 await self._boot(qmp, guest, ended, console)
                 # They listen before anybody is told so.
-                relay = Relay(listen(self.layout.api_socket), client_context(self.layout.tls), self.api_port)
+                relay = Relay(
+                    await listen(self.layout.api_socket), client_context(self.layout.tls), self.api_port
+                )
                 background.append(tasks.create_task(relay.serve()))
-                socket = listen(ControlServer.path(self.layout))
+                socket = await listen(self.layout.control_socket)
                 control = ControlServer(socket, self._status, self.stopping, guest, qmp)
                 background.append(tasks.create_task(control.serve()))
                 background.append(tasks.create_task(self._keep_clock(guest)))

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from host_client import config, contexts
+from host_client.engine_api.errors import ConnectError
 from host_client.machine import config as machine_config
 from host_client.machine import control
 from host_client.machine import image as images
@@ -42,6 +44,7 @@ class Home:
         ):
             (folder / part).mkdir(mode=0o700, parents=True)
             self.variables[name] = str(folder / part)
+        self.variables["DOCKER_CONFIG"] = str(folder / "client")
         os.environ.update(self.variables)
         images.install(str(picture))
         self.machine = Machine("default")
@@ -57,15 +60,15 @@ class Home:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, image: Path) -> Iterator[Home]:
-    before = {name: os.environ.get(name) for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")}
+    before = dict(os.environ)
     made = Home(tmp_path_factory.mktemp("home"), image)
     yield made
     for name in machine_names():  # also those of tests that failed
         Machine(name).stop()
-    for name, value in before.items():
+    for name in made.variables:
         os.environ.pop(name)
-        if value is not None:
-            os.environ[name] = value
+        if name in before:
+            os.environ[name] = before[name]
 
 
 @pytest.fixture
@@ -94,6 +97,14 @@ def test_the_docker_cli_works_through_the_socket(running: Home) -> None:
     assert running.docker("run", "--rm", "busybox", "sh", "-c", "echo out; echo err >&2; exit 7").code == 7
     kernel = running.docker.ok("run", "--rm", "busybox", "uname", "-r")
     assert kernel == images.installed("amd64")[0].manifest["kernel"]
+
+
+def test_the_docker_cli_has_a_context_for_it(running: Home) -> None:
+    docker = Cli(running.docker.command, "", running.docker.config)
+    docker.env.pop("DOCKER_HOST")
+    docker.ok("context", "use", "wherry")
+    assert docker.ok("run", "--rm", "busybox", "hostname") != ""
+    assert "Wherry, machine default" in docker.ok("context", "ls")
 
 
 def test_a_shell_in_the_machine(running: Home) -> None:
@@ -177,7 +188,7 @@ def test_the_engine_is_closed_to_containers_and_to_other_users(running: Home) ->
 
 
 def test_sockets_are_the_users_alone(running: Home) -> None:
-    for path in (running.machine.layout.api_socket, control.ControlServer.path(running.machine.layout)):
+    for path in (running.machine.layout.api_socket, running.machine.layout.control_socket):
         assert os.stat(path).st_mode & 0o077 == 0
     assert os.stat(running.machine.layout.sockets).st_mode & 0o077 == 0
     assert os.stat(running.machine.layout.initrd).st_mode & 0o077 == 0, "it holds the server's key"
@@ -254,8 +265,12 @@ def test_a_failed_boot_says_why(home: Home) -> None:
     machine.reset()
     machine.start()
     machine.stop()
+    meta = contexts.read(config.directory(), "wherry-broken")
+    assert meta["Endpoints"]["docker"]["Host"] == f"unix://{machine.layout.api_socket}"
     machine.remove()
     assert not machine.exists()
+    with pytest.raises(ConnectError):
+        contexts.read(config.directory(), "wherry-broken")
 
 
 def test_an_arm_machine_runs_hello_world(home: Home, arm_image: Path) -> None:

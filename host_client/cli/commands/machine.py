@@ -65,7 +65,7 @@ def show_progress(message: dict[str, Any]) -> None:
 
 def boot(machine: machines.Machine) -> None:
     status = machine.start(show_progress)
-    tell(f"Machine {machine.name} is running; its engine: unix://{status['socket']}")
+    tell(f"Machine {machine.name} is running; its engine: {layout.address(status['socket'])}")
 
 
 def _folders(parsed: Parsed) -> list[str] | None:
@@ -157,7 +157,7 @@ def status(session: Session, parsed: Parsed) -> int:
     if running:
         rows += [
             ("Accelerator", running["accelerator"].upper()),
-            ("Engine", f"unix://{running['socket']}"),
+            ("Engine", layout.address(running["socket"])),
             ("Processes", f"supervisor {running['supervisor']}, QEMU {running['qemu']}"),
             ("Booted in", f"{running['boot_milliseconds']['ready'] / 1000:.1f} s"),
         ]

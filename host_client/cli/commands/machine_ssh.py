@@ -95,7 +95,7 @@ def ssh(session: Session, parsed: Parsed) -> int:
         if parsed["tty"]:
             raise CliError("the input device is not a TTY", "leave out -t")
         tty = False
-    client = Client(parse_host(f"unix://{status['socket']}"))
+    client = Client(parse_host(layout.address(status["socket"])))
     _provide_image(client)
     try:
         made = client.post("/containers/create", None, _settings(command, tty))

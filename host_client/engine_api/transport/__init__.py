@@ -8,7 +8,6 @@ costs.
 from __future__ import annotations
 
 from host_client.engine_api.endpoint import Endpoint
-from host_client.engine_api.errors import ConnectError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ def connect(endpoint: Endpoint) -> socket:
         from host_client.engine_api.transport import ssh
 
         return ssh.connect(endpoint)
-    raise ConnectError(
-        f"cannot connect to {endpoint.url}: named pipes are not supported by this client",
-        "use tcp://host:port",
-    )
+    from host_client.engine_api.transport import npipe
+
+    return npipe.connect(endpoint)

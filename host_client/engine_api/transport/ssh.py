@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import sys
-import threading
 from typing import Any
 
 if sys.flags.no_site:  # started by the launcher: paramiko may be in any directory for packages
@@ -23,9 +21,9 @@ import paramiko
 from host_client.engine_api.endpoint import Endpoint, parse_ssh
 from host_client.engine_api.errors import ConnectError
 from host_client.engine_api.transport import ssh_config
+from host_client.engine_api.transport.bridge import CHUNK, BridgedSocket
 from host_client.engine_api.transport.ssh_config import Target
 
-CHUNK = 128 * 1024
 CONNECT_SECONDS = 30.0
 LAST_WORDS_SECONDS = 5.0  # for the exit status of a command whose output has ended
 KEEPALIVE_SECONDS = 30
@@ -34,18 +32,33 @@ JUMPS_MAX = 8
 _logins: dict[str, list[paramiko.SSHClient]] = {}  # by address
 
 
-class SshStream(socket.socket):
-    """Our end of a socket pair whose other end two threads join to an SSH channel, which it owns."""
+class _Channel:
+    """The far end: a command's streams over there. Owns the channel."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self.channel = channel
+
+    def read(self) -> bytes:
+        return self.channel.recv(CHUNK)
+
+    def write(self, data: bytes) -> None:
+        self.channel.sendall(data)
+
+    def end(self) -> None:
+        self.channel.shutdown_write()
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+class SshStream(BridgedSocket):
+    """A stream to an engine whose end can be a command's failure."""
 
     def __init__(self, channel: paramiko.Channel, url: str) -> None:
-        ours, theirs = socket.socketpair()
-        super().__init__(ours.family, ours.type, ours.proto, ours.detach())
+        super().__init__(_Channel(channel))
         self._channel = channel
         self._url = url
         self._heard = False
-        self._errors = b""
-        for carry in (_to_engine, _from_engine):
-            threading.Thread(target=carry, args=(channel, theirs), daemon=True).start()
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """As of any socket.
@@ -59,11 +72,6 @@ class SshStream(socket.socket):
         self._heard = True
         return data
 
-    def close(self) -> None:
-        """Ends the command over there, too."""
-        super().close()
-        self._channel.close()
-
     def _explain(self) -> None:
         self._channel.status_event.wait(LAST_WORDS_SECONDS)
         said = b""
@@ -75,24 +83,6 @@ class SshStream(socket.socket):
                 f"cannot connect to the engine at {self._url}: the command there failed: {words}",
                 "wherry or docker must be on the PATH of that user's non-interactive shells",
             )
-
-
-def _to_engine(channel: paramiko.Channel, inner: socket.socket) -> None:
-    try:
-        while data := inner.recv(CHUNK):
-            channel.sendall(data)
-        channel.shutdown_write()
-    except OSError:
-        pass  # the other direction finds out
-
-
-def _from_engine(channel: paramiko.Channel, inner: socket.socket) -> None:
-    try:
-        while data := channel.recv(CHUNK):
-            inner.sendall(data)
-        inner.shutdown(socket.SHUT_WR)
-    except OSError:
-        channel.close()
 
 
 class _Unknown(paramiko.MissingHostKeyPolicy):
