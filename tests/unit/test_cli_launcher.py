@@ -91,8 +91,17 @@ def test_shell_part_is_sound(tmp_path: Path) -> None:
 def test_version_is_the_distributions() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     assert project["project"]["version"] == VERSION
-    assert project["tool"]["setuptools"]["script-files"] == [str(LAUNCHER.relative_to(REPOSITORY))]
+    launchers = [LAUNCHER, LAUNCHER.with_suffix(".cmd")]
+    listed = project["tool"]["setuptools"]["script-files"]
+    assert listed == [str(path.relative_to(REPOSITORY)) for path in launchers]
     assert os.access(LAUNCHER, os.X_OK)
+
+
+def test_windows_has_a_launcher_of_its_own() -> None:
+    """Windows' shells take `wherry` for `wherry.cmd`, and read lines that end as DOS had them."""
+    lines = LAUNCHER.with_suffix(".cmd").read_bytes().split(b"\r\n")
+    assert b'@"%python%" -I -m host_client %*' in lines
+    assert all(line.startswith(b"@") and b"\n" not in line for line in lines[:-1]), "nothing is echoed"
 
 
 @pytest.mark.parametrize("words", [("--version",), ("--help",), ("run", "--help"), ("completion", "bash")])
