@@ -213,7 +213,14 @@ def _settle_networks(engine: Engine, record: Record, endpoints: dict[str, Endpoi
         return
     for asked, settings in endpoints.items():
         validate.check_endpoint(asked, settings)
-        record.networks[_network_name(engine, asked)] = settings
+        try:
+            network = engine.networks.get(asked)
+        except NotFound:
+            record.networks[asked] = settings  # the start finds out whether it is there by then
+            continue
+        if not network.config_only:
+            engine.networks.check(network, endpoint_config(settings))
+        record.networks[network.name] = settings
     mode = _network_name(engine, host.network_mode)
     if not record.networks:
         record.networks[mode] = EndpointSettings()
@@ -241,6 +248,7 @@ def endpoint_config(settings: EndpointSettings) -> EndpointConfig:
         mac_address=settings.mac_address.replace("-", ":"),
         driver_opts=settings.driver_opts or {},
         gw_priority=settings.gw_priority,
+        link_local=tuple(ipam.link_local_ips or ()),
     )
 
 

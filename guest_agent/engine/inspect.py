@@ -241,7 +241,7 @@ def ports(bindings: dict[str, list[dict[str, str]] | None]) -> list[dict[str, An
                 {
                     "IP": binding["HostIp"],
                     "PrivatePort": int(number),
-                    "PublicPort": int(binding["HostPort"]),
+                    "PublicPort": int(binding["HostPort"] or 0),
                     "Type": protocol,
                 }
             )

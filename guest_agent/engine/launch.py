@@ -142,7 +142,7 @@ def _running(engine: Engine, id: str, what: str) -> Container:
     try:
         other: Container = engine.containers.get(id)
     except NotFound as error:
-        raise InvalidParameter(f"{what}: {error.message}")
+        raise InvalidParameter(f"{what.replace('cannot join network', 'joining network')}: {error.message}")
     if not other.state.running:
         raise Conflict(f"{what}: container {other.id} is not running")
     if other.state.restarting:

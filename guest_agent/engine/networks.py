@@ -166,7 +166,7 @@ class Networks:
         before = min((until(text) for text in filters.get("until", ())), default=None)
         removed = []
         for network in self._manager.networks():
-            if network.predefined or self._manager.connected(network):
+            if network.predefined or network.config_only or self._manager.connected(network):
                 continue
             if before is not None and _created(network) >= before:
                 continue
@@ -205,7 +205,7 @@ class Networks:
         for name, text in (("id", network.id), ("name", network.name)):
             if filters.get(name) and not any(_found(pattern, text) for pattern in filters[name]):
                 return False
-        for name, text in (("driver", network.driver), ("scope", "local")):
+        for name, text in (("driver", network.driver), ("scope", network.scope)):
             if filters.get(name) and text not in filters[name]:
                 return False
         if not has_labels(network.labels, filters.get("label", [])):

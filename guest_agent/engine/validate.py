@@ -11,6 +11,8 @@ import re
 from typing import Any
 
 from guest_agent.errors import InvalidParameter, NotSupported
+from guest_agent.network.creation import join
+from guest_agent.network.segment import ENDPOINT_SYSCTLS
 from guest_agent.runtime import capabilities
 
 from .container_config import (
@@ -120,11 +122,30 @@ def _check_word(what: str, text: str) -> None:
         raise InvalidParameter(f"invalid {what} {text!r}: it has white space or control characters")
 
 
+_ENDPOINT_SYSCTL = re.compile(r"net\.(ipv4|ipv6|mpls)\.[^./=]+\.IFNAME\.[^./=]+=.*", re.IGNORECASE)
+
+
 def check_endpoint(network: str, settings: EndpointSettings) -> None:
     """How a container is to be on a network. Raises InvalidParameter."""
     if settings.mac_address and not _MAC.fullmatch(settings.mac_address):
         raise InvalidParameter(
             f"invalid config for network {network}: invalid MAC address {settings.mac_address}"
+        )
+    errors = []
+    for text in (settings.ipam_config.link_local_ips if settings.ipam_config else None) or ():
+        try:
+            ipaddress.ip_address(text)
+        except ValueError:
+            errors.append(f"invalid link-local IP address: {text}")
+    for item in (settings.driver_opts or {}).get(ENDPOINT_SYSCTLS, "").split(","):
+        if item and not _ENDPOINT_SYSCTL.fullmatch(item):
+            errors.append(
+                f"unrecognised network interface sysctl '{item}'; represent 'net.X.Y.ethN.Z=V' as "
+                "'net.X.Y.IFNAME.Z=V', 'X' must be 'ipv4', 'ipv6' or 'mpls'"
+            )
+    if errors:
+        raise InvalidParameter(
+            f"invalid config for network {network}: invalid endpoint settings:\n{join(errors)}"
         )
 
 

@@ -51,9 +51,12 @@ NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO = 1, 3, 4, 10, 12
-IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 18, 26, 28
+IFLA_LINK, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 5, 18, 26, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
+IFLA_MACVLAN_MODE = 1
+IFLA_IPVLAN_MODE, IFLA_IPVLAN_FLAGS = 1, 2
+IFLA_VLAN_ID = 1
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
@@ -62,7 +65,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
 IFF_UP = 0x1
 RT_TABLE_MAIN = 254
 RTPROT_BOOT = 3
-RT_SCOPE_UNIVERSE, RT_SCOPE_NOWHERE = 0, 255
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
 RTN_UNICAST = 1
 NLMSGERR_ATTR_MSG = 1
 
@@ -296,6 +299,51 @@ def add_veth(
     return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _IFINFOMSG.pack(0, 0, 0, 0, 0) + attrs
 
 
+def add_dummy(name: str) -> Message:
+    """Create a dummy link, which is connected to nothing. EEXIST, EOPNOTSUPP where the kernel has none."""
+    attrs = attr_str(IFLA_IFNAME, name) + nest(IFLA_LINKINFO, attr(IFLA_INFO_KIND, b"dummy"))
+    return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _IFINFOMSG.pack(0, 0, 0, 0, 0) + attrs
+
+
+def add_vlan(name: str, parent: int, number: int) -> Message:
+    """Create a link for a VLAN (802.1Q, 1 to 4094) of the link with that index. EEXIST, EOPNOTSUPP."""
+    data = nest(IFLA_INFO_DATA, attr(IFLA_VLAN_ID, struct.pack("=H", number)))
+    attrs = attr_str(IFLA_IFNAME, name) + attr_u32(IFLA_LINK, parent)
+    attrs += nest(IFLA_LINKINFO, attr(IFLA_INFO_KIND, b"vlan"), data)
+    return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _IFINFOMSG.pack(0, 0, 0, 0, 0) + attrs
+
+
+def add_macvlan(name: str, parent: int, namespace: int, mode: int, mac: bytes) -> Message:
+    """Create a macvlan link of `parent` (an index), in the namespace behind that fd.
+
+    Modes (linux/if_link.h): private 1, vepa 2, bridge 4, passthru 8. EEXIST, EINVAL, EOPNOTSUPP.
+    """
+    data = nest(IFLA_INFO_DATA, attr_u32(IFLA_MACVLAN_MODE, mode))
+    return _add_upper(name, parent, namespace, b"macvlan", data, attr(IFLA_ADDRESS, mac))
+
+
+def add_ipvlan(name: str, parent: int, namespace: int, mode: int, flags: int) -> Message:
+    """Create an ipvlan link of `parent` (an index), in the namespace behind that fd.
+
+    Modes (linux/if_link.h): l2 0, l3 1, l3s 2; flags: bridge 0, private 1, vepa 2. EEXIST, EOPNOTSUPP.
+    """
+    data = nest(
+        IFLA_INFO_DATA,
+        attr(IFLA_IPVLAN_MODE, struct.pack("=H", mode)),
+        attr(IFLA_IPVLAN_FLAGS, struct.pack("=H", flags)),
+    )
+    return _add_upper(name, parent, namespace, b"ipvlan", data)
+
+
+def _add_upper(
+    name: str, parent: int, namespace: int, kind: bytes, data: bytes, more: bytes = b""
+) -> Message:
+    attrs = attr_str(IFLA_IFNAME, name) + attr_u32(IFLA_LINK, parent)
+    attrs += attr_u32(IFLA_NET_NS_FD, namespace) + more
+    attrs += nest(IFLA_LINKINFO, attr(IFLA_INFO_KIND, kind), data)
+    return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _IFINFOMSG.pack(0, 0, 0, 0, 0) + attrs
+
+
 def set_link(name: str, up: bool | None = None, ipv6_addresses: bool = True, mtu: int = 0) -> Message:
     """Change a link: up or down; without `ipv6_addresses` it never gets a link-local address of its own."""
     flags = 0 if up is None else IFF_UP
@@ -407,10 +455,15 @@ def get_addresses(netlink: Netlink) -> list[tuple[int, Interface]]:
 
 
 def add_default_route(gateway: Address, index: int = 0) -> Message:
-    """A default route by `gateway` (out of link `index` if given). EEXIST, ENETUNREACH."""
+    """A default route by `gateway` (out of link `index` if given). EEXIST, ENETUNREACH.
+
+    By the unspecified address: everything is taken to be on the link itself.
+    """
     family = AF_INET if gateway.version == 4 else AF_INET6
-    header = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
-    attrs = attr(RTA_GATEWAY, gateway.packed)
+    direct = gateway.is_unspecified
+    scope = RT_SCOPE_LINK if direct and gateway.version == 4 else RT_SCOPE_UNIVERSE
+    header = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0)
+    attrs = b"" if direct else attr(RTA_GATEWAY, gateway.packed)
     if index:
         attrs += attr_u32(RTA_OIF, index)
     return RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, header + attrs

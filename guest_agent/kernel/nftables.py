@@ -137,6 +137,11 @@ def dnat(family: int, address: int, port: int) -> bytes:
     return _expression("nat", _u32(1, 1), _u32(2, family), _u32(3, address), _u32(5, port))
 
 
+def snat(family: int, address: int) -> bytes:
+    """Give the connection the source address in that register."""
+    return _expression("nat", _u32(1, 0), _u32(2, family), _u32(3, address))
+
+
 def masquerade() -> bytes:
     """Give the connection the source address of the interface it leaves by."""
     return _expression("masq")

@@ -41,6 +41,8 @@ class Wire:
     addresses: tuple[Interface, ...]
     gateways: tuple[Address, ...] = ()  # empty: no default route by this network
     announce: bool = False  # send gratuitous ARP: the address may be known elsewhere with another MAC
+    link_local: tuple[Interface, ...] = ()  # addresses on top
+    sysctls: tuple[str, ...] = ()  # "net.ipv4.conf.IFNAME.log_martians=1"
 
 
 def host_interface_name() -> str:
@@ -51,6 +53,11 @@ def host_interface_name() -> str:
 def mac_of(address: Address) -> str:
     """The MAC dockerd gives a container with that IPv4 address: 02:42 and the address."""
     return ":".join(f"{byte:02x}" for byte in b"\x02\x42" + address.packed[-4:])
+
+
+def random_mac() -> str:
+    """A MAC for a container without addresses: locally administered, as dockerd's."""
+    return ":".join(f"{byte:02x}" for byte in b"\x02\x42" + secrets.token_bytes(4))
 
 
 def ensure(bridge: Bridge) -> int:
@@ -144,7 +151,7 @@ def connect(namespace: int, bridge: Bridge, wire: Wire) -> None:
 
 def configure(wire: Wire) -> None:
     """Inside a container's namespace: bring the interface up with its addresses and default routes."""
-    has_ipv6 = any(address.version == 6 for address in wire.addresses)
+    has_ipv6 = any(address.version == 6 for address in wire.addresses + wire.link_local)
     if has_ipv6:
         # The link-local address is made from a MAC that is ours alone: nothing to wait for, either.
         set_sysctl(f"ipv6/conf/{wire.interface}/accept_dad", "0")
@@ -158,8 +165,21 @@ def configure(wire: Wire) -> None:
             raise InternalError(f"the interface {wire.interface} vanished while it was configured")
         messages = [netlink.set_link(wire.interface, up=True)]
         messages += [netlink.add_address(link.index, address) for address in wire.addresses]
+        messages += [netlink.add_address(link.index, address) for address in wire.link_local]
         messages += [netlink.add_default_route(gateway, link.index) for gateway in wire.gateways]
         kernel.batch(messages)
+    for item in wire.sysctls:
+        name, _, value = item.removeprefix("net.").partition("=")
+        try:
+            set_sysctl(
+                "/".join(wire.interface if part.upper() == "IFNAME" else part for part in name.split(".")),
+                value,
+            )
+        except OSError as error:
+            raise InternalError(
+                f"failed to set sysctl {item} of {wire.interface}: {error.strerror}",
+                f"ls /proc/sys/net/ipv4/conf shows what there is; the option is {name}.",
+            )
 
 
 def set_default_routes(namespace: int, routes: list[tuple[str, Address]]) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from guest_agent.errors import EngineError, InternalError, InvalidParameter
+from guest_agent.errors import EngineError, Forbidden, InternalError, InvalidParameter
 from guest_agent.kernel.netlink import NetlinkError
-from guest_agent.network import bridge
+from guest_agent.network import bridge, lan
 from guest_agent.network.bridge import Address, Bridge, Wire
 from guest_agent.network.creation import join
 from guest_agent.network.definitions import Definitions, new_id
+from guest_agent.network.lan import Lan
 from guest_agent.network.pool import Ready, ReadyPool, make
-from guest_agent.network.segment import Segment, wire_of
+from guest_agent.network.segment import CHOSEN_SUBNETS, Segment, wire_of
 from guest_agent.network.types import Endpoint, EndpointConfig, Network, Sandbox, SandboxRequest
 
 RECLAIM_AT = 16  # retired interfaces that are worth listing all of the host's: that costs milliseconds
@@ -79,7 +80,7 @@ class Connector:
         found.sort(key=lambda item: (item[0].id != first, item[0].name))
         for network, config in found:
             self.check(network, config)
-            if network.driver != "bridge" and len(found) > 1:
+            if network.id not in self._definitions.segments and len(found) > 1:
                 raise InvalidParameter(
                     "conflicting options: cannot attach both user-defined and non-user-defined network-modes",
                     f"The network {network.name} excludes all others.",
@@ -89,15 +90,20 @@ class Connector:
     def check(self, network: Network, config: EndpointConfig) -> None:
         """Refuse what the network cannot do. Raises InvalidParameter with dockerd's text."""
         errors = []
+        if network.config_only:
+            raise Forbidden(
+                "cannot create endpoint on configuration-only network",
+                f"Make a network of it: network create --config-from {network.name} NAME.",
+            )
         if network.predefined:
             if config.ipv4_address or config.ipv6_address:
                 errors.append("user specified IP address is supported on user defined networks only")
             if config.aliases:
                 errors.append("network-scoped aliases are only supported for user-defined networks")
         segment = self._definitions.segments.get(network.id)
-        for text in (config.ipv4_address, config.ipv6_address):
-            if text and segment is not None:
-                errors += segment.objections(text)
+        for version, text in ((4, config.ipv4_address), (6, config.ipv6_address)):
+            if text:
+                errors += segment.objections(text, version) if segment is not None else [CHOSEN_SUBNETS]
         if errors:
             raise InvalidParameter(
                 f"invalid config for network {network.name}: invalid endpoint settings:\n{join(errors)}",
@@ -117,6 +123,7 @@ class Connector:
             if ready is not None and ready.wire is not None:
                 return ready.fd, [ready.wire]
         for network, config in memberships:
+            self._check_mac(network, config, request.name)
             await self._evict(self._definitions.segments[network.id], config)
         plans = self._allocate(memberships)
         wires = [wire for _, wire in plans]
@@ -134,6 +141,11 @@ class Connector:
             raise
         return ready.fd, wires
 
+    def _check_mac(self, network: Network, config: EndpointConfig, container: str) -> None:
+        link = self._definitions.segments[network.id].link
+        if isinstance(link, Lan):
+            lan.check_mac(link, config.mac_address, container, network.name)
+
     async def _namespace(self) -> Ready:
         ready = self._bare.take()
         if ready is None:
@@ -141,14 +153,14 @@ class Connector:
         assert ready is not None
         return ready
 
-    def _allocate(self, memberships: list[Membership]) -> list[tuple[Bridge, Wire]]:
+    def _allocate(self, memberships: list[Membership]) -> list[tuple[Bridge | Lan, Wire]]:
         gateways = self._gateways(memberships)
-        plans: list[tuple[Bridge, Wire]] = []
+        plans: list[tuple[Bridge | Lan, Wire]] = []
         try:
             for number, (network, config) in enumerate(memberships):
                 segment = self._definitions.segments[network.id]
                 name = f"{segment.interface_prefix}{number}"
-                plans.append((segment.bridge, segment.wire(name, config, gateways.get(network.id, ()))))
+                plans.append((segment.link, segment.wire(name, config, gateways.get(network.id, ()))))
         except BaseException:
             for (network, _), (_, wire) in zip(memberships, plans, strict=False):
                 self._definitions.segments[network.id].free(wire)
@@ -156,10 +168,19 @@ class Connector:
         return plans
 
     def _gateways(self, memberships: list[Membership]) -> dict[str, tuple[Address, ...]]:
-        """Which network gives the default routes, one for each IP version: highest priority, then by name."""
+        """Which network gives the default routes, one for each IP version.
+
+        That of the highest priority, then with gateways of both versions, then by name.
+        """
         chosen: dict[str, tuple[Address, ...]] = {}
         seen: set[int] = set()
-        for network, _ in sorted(memberships, key=lambda item: (-item[1].gw_priority, item[0].name)):
+
+        def rank(membership: Membership) -> tuple[int, int, str]:
+            network, config = membership
+            versions = {gateway.version for gateway in self._definitions.segments[network.id].gateways()}
+            return -config.gw_priority, -len(versions), network.name
+
+        for network, _ in sorted(memberships, key=rank):
             for gateway in self._definitions.segments[network.id].gateways():
                 if gateway.version not in seen:
                     seen.add(gateway.version)
@@ -178,11 +199,20 @@ class Connector:
             if (segment := self._definitions.segments.get(network.id)) is not None:
                 segment.retire(wire)
 
+    async def leave(self, namespace: int, endpoints: Iterable[Endpoint]) -> None:
+        """Remove the links of an ended container that its end, which may be late, would else remove.
+
+        For those without an end in the host's namespace, by which it could be seen that they are gone.
+        """
+        names = [item.interface for item in endpoints if item.interface and not item.host_interface]
+        if names:
+            await self._run(lan.disconnect, namespace, names)
+
     def forget(self, endpoints: list[Endpoint]) -> None:
         """The same for the endpoints of a container that has ended."""
         for endpoint in endpoints:
             segment = self._definitions.segments.get(endpoint.network_id)
-            if segment is not None and endpoint.host_interface:
+            if segment is not None and endpoint.interface:
                 segment.retire(wire_of(endpoint))
 
     async def add(
@@ -195,6 +225,7 @@ class Connector:
     ) -> Endpoint:
         """Connect a running container to one more network; it is listed in `sandbox` when this returns."""
         segment = self._definitions.segments[network.id]
+        self._check_mac(network, config, sandbox.container_id)
         await self._evict(segment, config)
         used = {endpoint.interface for endpoint in sandbox.endpoints.values()}
         name = next(
@@ -204,7 +235,7 @@ class Connector:
         )
         wire = segment.wire(name, config, ())
         try:
-            await self._run(bridge.connect, namespace, segment.bridge, wire)
+            await self._run(_connect, namespace, segment.link, wire)
         except BaseException as error:
             segment.retire(wire)
             if isinstance(error, NetlinkError):
@@ -217,7 +248,10 @@ class Connector:
 
     async def drop(self, namespace: int, sandbox: Sandbox, endpoint: Endpoint) -> None:
         """Take a running container off a network."""
-        await self._run(bridge.disconnect, endpoint.host_interface)
+        if endpoint.host_interface:
+            await self._run(bridge.disconnect, endpoint.host_interface)
+        else:
+            await self._run(lan.disconnect, namespace, [endpoint.interface])
         del sandbox.endpoints[endpoint.network]
         if (segment := self._definitions.segments.get(endpoint.network_id)) is not None:
             segment.free(wire_of(endpoint))
@@ -228,9 +262,13 @@ class Connector:
         networks = self._definitions.networks
         endpoints = [item for item in sandbox.endpoints.values() if item.network_id in networks]
         gateways = self._gateways([(networks[item.network_id], item.config) for item in endpoints])
-        routes = [
-            (item.interface, gateway) for item in endpoints for gateway in gateways.get(item.network_id, ())
-        ]
+        routes = []
+        for item in endpoints:
+            segment = self._definitions.segments.get(item.network_id)
+            own = [interface.ip for interface in wire_of(item).addresses]
+            if segment is not None:
+                for gateway in gateways.get(item.network_id, ()):
+                    routes.append((item.interface, segment.nearest(gateway, own)))
         await self._run(bridge.set_default_routes, namespace, routes)
 
     def endpoint(self, membership: Membership, wire: Wire | None, names: tuple[str, ...]) -> Endpoint:
@@ -241,13 +279,26 @@ class Connector:
         return self._definitions.segments[network.id].endpoint(new_id(), wire, config, names)
 
 
-def _connect_all(fd: int, plans: list[tuple[Bridge, Wire]]) -> None:
-    for link, wire in plans:
+def _connect(fd: int, link: Bridge | Lan, wire: Wire) -> None:
+    if isinstance(link, Bridge):
         bridge.connect(fd, link, wire)
+    else:
+        lan.connect(fd, link, wire)
+
+
+def _connect_all(fd: int, plans: list[tuple[Bridge | Lan, Wire]]) -> None:
+    for link, wire in plans:
+        _connect(fd, link, wire)
 
 
 def outward(sandbox: Sandbox) -> Endpoint | None:
     """The endpoint that the container's default route, and so its published ports, belong to."""
     candidates = [item for item in sandbox.endpoints.values() if item.ipv4_gateway or item.ipv6_gateway]
-    candidates.sort(key=lambda item: (-item.config.gw_priority, item.network))
+    candidates.sort(
+        key=lambda item: (
+            -item.config.gw_priority,
+            -bool(item.ipv4_gateway) - bool(item.ipv6_gateway),
+            item.network,
+        )
+    )
     return candidates[0] if candidates else None

@@ -10,35 +10,28 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import replace
 
-from guest_agent.errors import Forbidden, InvalidParameter, NotFound, NotSupported
-from guest_agent.network import ipam
+from guest_agent.errors import Forbidden, InternalError, InvalidParameter, NotFound
+from guest_agent.network import ipam, lan
 from guest_agent.network.ipam import AddressPool, Subnet
 from guest_agent.network.segment import (
+    GATEWAY_MODES,
+    IFNAME_MAX,
+    OPTION_GATEWAY_MODE,
+    OPTION_HOST,
     OPTION_HOST_BINDING,
     OPTION_ICC,
+    OPTION_INHIBIT,
     OPTION_INTERFACE_PREFIX,
     OPTION_MASQUERADE,
     OPTION_MTU,
     OPTION_NAME,
     flag,
 )
-from guest_agent.network.types import PREDEFINED, IpamConfig, NetworkSpec
-
-# Driver options of dockerd's bridge driver that would change how packets flow, and are not honoured.
-UNSUPPORTED_OPTIONS = (
-    "com.docker.network.bridge.gateway_mode_ipv4",
-    "com.docker.network.bridge.gateway_mode_ipv6",
-    "com.docker.network.bridge.inhibit_ipv4",
-    "com.docker.network.bridge.trusted_host_interfaces",
-    "com.docker.network.host_ipv4",
-    "com.docker.network.host_ipv6",
-    "com.docker.network.bridge.host_binding_ipv6",
-)
-IFNAME_MAX = 15
+from guest_agent.network.types import PREDEFINED, IpamConfig, Network, NetworkSpec
 
 
 def check(spec: NetworkSpec) -> None:
-    """Refuse what cannot be made. Raises InvalidParameter, Forbidden, NotFound, NotSupported."""
+    """Refuse what cannot be made. Raises InvalidParameter, Forbidden, NotFound, InternalError."""
     if not spec.name.strip():
         raise InvalidParameter("invalid name: name is empty")
     if spec.name in PREDEFINED:
@@ -46,12 +39,48 @@ def check(spec: NetworkSpec) -> None:
             f"operation is not permitted on predefined {spec.name} network ", "Choose another name."
         )
     _check_kind(spec)
-    _check_options(spec.options)
     _check_addresses(spec.ipam)
-    if not spec.enable_ipv4 and not spec.enable_ipv6:
-        raise InvalidParameter("IPv4 or IPv6 must be enabled")
-    if not spec.enable_ipv4:
-        raise NotSupported("networks without IPv4 are not supported", "Leave out --ipv4=false.")
+    if spec.config_only:
+        if spec.ingress or spec.internal or spec.attachable or spec.scope:
+            raise Forbidden(
+                "configuration network can only contain network specific fields. Network operator fields "
+                "like [ ingress | internal | attachable | scope ] are not supported."
+            )
+        if spec.config_from:
+            raise Forbidden("a configuration network cannot depend on another configuration network")
+    elif spec.driver == "bridge":
+        _check_options(spec.options, spec.internal)
+        if not spec.enable_ipv4 and not spec.enable_ipv6:
+            raise InvalidParameter("IPv4 or IPv6 must be enabled")
+
+
+def configured(spec: NetworkSpec, source: Network | None) -> NetworkSpec:
+    """The request with the settings of the configuration network it names. Raises NotFound, Forbidden."""
+    if not spec.config_from:
+        return spec
+    if source is None or not source.config_only:
+        raise NotFound(
+            f'configuration network "{spec.config_from}" does not exist',
+            "Make one: network create --config-only.",
+        )
+    if not spec.enable_ipv4 or spec.enable_ipv6 or spec.labels or spec.ipam_options or spec.ipam:
+        raise Forbidden(
+            "user specified configurations are not supported if the network depends on a configuration "
+            "network"
+        )
+    if spec.options:
+        raise Forbidden(
+            "network driver options are not supported if the network depends on a configuration network"
+        )
+    return replace(
+        spec,
+        enable_ipv4=source.enable_ipv4,
+        enable_ipv6=source.enable_ipv6,
+        ipam=source.ipam,
+        ipam_options=source.ipam_options,
+        options=dict(source.options),
+        labels=dict(source.labels),
+    )
 
 
 def _check_kind(spec: NetworkSpec) -> None:
@@ -66,24 +95,27 @@ def _check_kind(spec: NetworkSpec) -> None:
             'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect '
             "this node to swarm and try again."
         )
-    if spec.driver in ("macvlan", "ipvlan"):
-        raise NotSupported(f"network driver {spec.driver} is not supported", "Use the driver bridge.")
-    if spec.driver != "bridge":
+    if spec.driver not in ("bridge", *lan.DRIVERS):
         raise NotFound(
-            f'plugin "{spec.driver}" not found', "The only driver is bridge; there are no plugins."
+            f'plugin "{spec.driver}" not found',
+            "The drivers are bridge, macvlan and ipvlan; there are no plugins.",
         )
     if spec.ipam_driver not in ("", "default"):
         raise NotFound(f'plugin "{spec.ipam_driver}" not found', "The only address driver is default.")
-    if spec.config_only or spec.config_from:
-        raise NotSupported("configuration-only networks are not supported", "Create the network directly.")
 
 
-def _check_options(options: dict[str, str]) -> None:
-    for name in UNSUPPORTED_OPTIONS:
-        if options.get(name, "") not in ("", "nat"):
-            raise NotSupported(f"network option {name} is not supported", "Leave the option out.")
-    for name in (OPTION_ICC, OPTION_MASQUERADE):
+def _check_options(options: dict[str, str], internal: bool) -> None:
+    for name in (OPTION_ICC, OPTION_MASQUERADE, OPTION_INHIBIT):
         flag(options, name, True)
+    for name in OPTION_GATEWAY_MODE.values():
+        mode = options.get(name, "")
+        if mode and mode not in GATEWAY_MODES:
+            raise InvalidParameter(
+                f"failed to parse {name} value: {mode} (unknown gateway mode {mode})",
+                f"Use one of {', '.join(GATEWAY_MODES)}.",
+            )
+        if mode == "isolated" and not internal:
+            raise InternalError("gateway mode 'isolated' can only be used for an internal network")
     if mtu := options.get(OPTION_MTU, ""):
         try:
             number = int(mtu)
@@ -91,14 +123,18 @@ def _check_options(options: dict[str, str]) -> None:
             raise InvalidParameter(
                 f'failed to parse {OPTION_MTU} value: {mtu} (strconv.Atoi: parsing "{mtu}": invalid syntax)'
             )
-        if not 68 <= number <= 65535:
-            raise InvalidParameter(f"invalid MTU {number}: links take 68 to 65535 bytes")
-    if binding := options.get(OPTION_HOST_BINDING, ""):
+        if number < 0:
+            raise InvalidParameter(f"invalid MTU number: {number}")
+        if number and not 68 <= number <= 65535:
+            raise InvalidParameter("invalid argument", f"The MTU is {number}; links take 68 to 65535 bytes.")
+    for name, version in ((OPTION_HOST_BINDING, 4), (OPTION_HOST[4], 4), (OPTION_HOST[6], 6)):
+        text = options.get(name, "")
         try:
-            ipaddress.IPv4Address(binding)
+            if text and ipaddress.ip_address(text).version != version:
+                raise ValueError
         except ValueError:
             raise InvalidParameter(
-                f"failed to parse {OPTION_HOST_BINDING} value: {binding} (invalid ip address)"
+                f"failed to parse {name} value: {text} (nil ip)", f"Write an IPv{version} address."
             )
     for name in (OPTION_NAME, OPTION_INTERFACE_PREFIX):
         text = options.get(name, "")
@@ -178,8 +214,16 @@ def settle(
     Raises Forbidden when a subnet asked for overlaps one of `ours`, InvalidParameter when none is left. A
     chosen subnet also avoids what the host reaches by other routes (`routed`).
     """
-    configs = [item for item in spec.ipam if spec.enable_ipv6 or ":" not in item.subnet]
+    enabled = {4: spec.enable_ipv4, 6: spec.enable_ipv6}
+    wanted = [(item, enabled[6 if ":" in item.subnet else 4]) for item in spec.ipam]
+    configs = [item for item, used in wanted if used]
     taken = list(ours)
+    if spec.driver == "bridge":
+        versions = [ipaddress.ip_network(item.subnet).version for item in configs]
+        if len(set(versions)) < len(versions):
+            raise Forbidden(
+                "bridge driver doesn't support multiple subnets", "Name one subnet for each IP version."
+            )
     for config in configs:
         subnet = ipaddress.ip_network(config.subnet)
         if any(ipam.overlaps(subnet, other) for other in taken):
@@ -188,28 +232,53 @@ def settle(
                 f"{subnet} overlaps another network's subnet; network inspect shows them.",
             )
         taken.append(subnet)
-    settled = [_with_gateway(config) for config in configs]
-    versions = {ipaddress.ip_network(config.subnet).version for config in configs}
-    if 4 not in versions:
-        subnet = ipam.choose_subnet(pools, taken + routed)
-        settled.append(_chosen(subnet))
-    if spec.enable_ipv6 and 6 not in versions:
-        settled.append(_chosen(_unique_local(network_id)))
+    settled = [
+        _with_gateway(config, _has_gateway(spec, config)) if used else replace(config, unused=True)
+        for config, used in wanted
+    ]
+    found = {ipaddress.ip_network(config.subnet).version for config in configs}
+    if spec.enable_ipv4 and 4 not in found:
+        settled.append(_chosen(spec, ipam.choose_subnet(pools, taken + routed)))
+    if spec.enable_ipv6 and 6 not in found:
+        settled.append(_chosen(spec, _unique_local(network_id)))
     return tuple(settled)
 
 
-def _with_gateway(config: IpamConfig) -> IpamConfig:
-    if config.gateway:
-        return config
+def _has_gateway(spec: NetworkSpec, config: IpamConfig) -> bool:
+    """Whether a subnet has a gateway although none was asked for: where a bridge is to have its address, or
+    containers are to reach the outside.
+    """
+    if spec.driver == "bridge":
+        version = 6 if ":" in config.subnet else 4
+        return spec.options.get(OPTION_GATEWAY_MODE[version]) != "isolated"
+    return not spec.internal and bool(spec.options.get(lan.OPTION_PARENT))
+
+
+def _with_gateway(config: IpamConfig, wanted: bool) -> IpamConfig:
     ip_range = ipaddress.ip_network(config.ip_range) if config.ip_range else None
     pool = AddressPool(ipaddress.ip_network(config.subnet), ip_range)
-    for text in config.aux_addresses.values():
-        pool.take(ipaddress.ip_address(text))
+    if config.gateway:
+        try:
+            pool.take(ipaddress.ip_address(config.gateway))
+        except Forbidden as error:
+            raise InternalError(f"failed to allocate gateway ({config.gateway}): {error.message}", error.hint)
+    for name, text in config.aux_addresses.items():
+        try:
+            pool.take(ipaddress.ip_address(text))
+        except Forbidden as error:
+            raise InternalError(
+                f"failed to allocate secondary ip address ({name}:{text}): {error.message}", error.hint
+            )
+    if config.gateway or not wanted:
+        return config
     return replace(config, gateway=str(pool.allocate()), gateway_chosen=True)
 
 
-def _chosen(subnet: Subnet) -> IpamConfig:
-    return IpamConfig(subnet=str(subnet), gateway=str(subnet.network_address + 1), subnet_chosen=True)
+def _chosen(spec: NetworkSpec, subnet: Subnet) -> IpamConfig:
+    config = IpamConfig(subnet=str(subnet), subnet_chosen=True)
+    if _has_gateway(spec, config):
+        return replace(config, gateway=str(subnet.network_address + 1))
+    return config
 
 
 def _unique_local(network_id: str) -> Subnet:

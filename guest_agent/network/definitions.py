@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import logging
 import secrets
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
-from guest_agent.errors import Conflict, Forbidden, InternalError, InvalidParameter, NotFound
+from guest_agent.errors import Conflict, EngineError, Forbidden, InternalError, InvalidParameter, NotFound
 from guest_agent.kernel.netlink import Interface
-from guest_agent.network import bridge, creation, ipam, naming
+from guest_agent.network import bridge, creation, ipam, lan, naming
+from guest_agent.network.bridge import Bridge
+from guest_agent.network.lan import Lan
 from guest_agent.network.segment import AUX_GATEWAY, OPTION_NAME, Segment, default_network
 from guest_agent.network.store import NetworkStore
 from guest_agent.network.types import IpamConfig, Network, NetworkConfig, NetworkSpec
 from guest_agent.roots import Roots
 
+log = logging.getLogger(__name__)
+
+
+class Definition(NamedTuple):
+    """A network and, where containers can be on it, its addresses and its link."""
+
+    network: Network
+    segment: Segment | None = None
+
 
 class Definitions:
-    """Every network by id, with a Segment for those that are bridges."""
+    """Every network by id, with a Segment for those with addresses of their own."""
 
     def __init__(self, roots: Roots, config: NetworkConfig) -> None:
         self._roots = roots
@@ -45,13 +58,26 @@ class Definitions:
         for network in stored.values():
             if not network.predefined:
                 self._adopt(network)
-                bridge.ensure(self.segments[network.id].bridge)
+                self._restore(network)
+
+    def _restore(self, network: Network) -> None:
+        """Make the link of a stored network again. One whose parent link is gone stays, for it may return."""
+        segment = self.segments.get(network.id)
+        if segment is None:
+            return
+        if isinstance(segment.link, Bridge):
+            bridge.ensure(segment.link)
+            return
+        try:
+            lan.ensure(segment.link)
+        except EngineError as error:
+            log.warning("network %s has no parent link: %s", network.name, error.message)
 
     def _adopt(self, network: Network, save: bool = False) -> None:
         if save:
             self._store.save(network)
         self.networks[network.id] = network
-        if network.driver == "bridge":
+        if network.driver in ("bridge", *lan.DRIVERS) and not network.config_only:
             self.segments[network.id] = Segment(network)
 
     def _default_bridge(self, stored: Network | None, keep: bool) -> Network:
@@ -94,23 +120,46 @@ class Definitions:
             aux_addresses={AUX_GATEWAY: gateway} if gateway else {},
         )
 
-    def create(self, spec: NetworkSpec) -> Segment:
-        """Define a network and make its bridge; `install` makes it known. Blocking.
+    def create(self, spec: NetworkSpec) -> Definition:
+        """Define a network and make its link; `install` makes it known. Blocking.
 
-        Raises InvalidParameter, Forbidden, NotFound, NotSupported for what is asked, Conflict when the name
+        Raises InvalidParameter, Forbidden, NotFound for what is asked, Conflict when the name
         or the bridge's name is taken, InternalError when the kernel refuses.
         """
         creation.check(spec)
         segments = list(self.segments.values())
+        named = list(self.networks.values())
+        source = next((item for item in named if item.name == spec.config_from), None)
         if any(network.name == spec.name for network in list(self.networks.values())):
             raise Conflict(
                 f"network with name {spec.name} already exists",
                 "Choose another name, or remove that network.",
             )
+        spec = creation.configured(spec, source)
+        if spec.config_from:
+            creation.check(replace(spec, config_from=""))
+        if spec.config_only:
+            return Definition(
+                self._save(
+                    Network(
+                        id=new_id(),
+                        name=spec.name,
+                        driver="null",
+                        created=now(),
+                        enable_ipv4=spec.enable_ipv4,
+                        enable_ipv6=spec.enable_ipv6,
+                        ipam=spec.ipam,
+                        ipam_options=spec.ipam_options,
+                        options=dict(spec.options),
+                        labels=dict(spec.labels),
+                        config_only=True,
+                    )
+                )
+            )
         network_id = new_id()
-        link = spec.options.get(OPTION_NAME)
+        link = spec.driver == "bridge" and spec.options.get(OPTION_NAME)
         for other in segments:
-            if link and other.bridge.name == link:
+            if link and other.link.name == link:
                 raise Forbidden(
                     f"cannot create network {network_id} ({link}): conflicts with network {other.network.id} "
                     f"({link}): networks have same bridge name"
@@ -125,39 +174,81 @@ class Definitions:
                 created=now(),
                 internal=spec.internal,
                 attachable=spec.attachable,
+                enable_ipv4=spec.enable_ipv4,
                 enable_ipv6=spec.enable_ipv6,
                 ipam=creation.settle(spec, network_id, pools, ours, routed),
                 ipam_options=spec.ipam_options,
                 options=dict(spec.options),
                 labels=dict(spec.labels),
+                scope=spec.scope or "local",
+                config_from=spec.config_from,
             )
             segment = Segment(network)
-            found = bridge.exists(segment.bridge.name)
-            try:
-                bridge.ensure(segment.bridge)
-                self._store.save(network)
-            except BaseException as error:
-                if not found:
-                    bridge.remove(segment.bridge.name)
-                if isinstance(error, OSError):
-                    raise InternalError(f"cannot create the bridge of network {spec.name}: {error}")
-                raise
-        return segment
+            if isinstance(segment.link, Lan):
+                self._make_parent(segment, segment.link, segments)
+            else:
+                self._make_bridge(network, segment.link)
+        return Definition(network, segment)
 
-    def install(self, segment: Segment) -> None:
+    def _save(self, network: Network) -> Network:
+        self._store.save(network)
+        return network
+
+    def _make_bridge(self, network: Network, link: Bridge) -> None:
+        found = bridge.exists(link.name)
+        try:
+            bridge.ensure(link)
+            self._store.save(network)
+        except BaseException as error:
+            if not found:
+                bridge.remove(link.name)
+            if isinstance(error, OSError):
+                raise InternalError(f"cannot create the bridge of network {network.name}: {error}")
+            raise
+
+    def _make_parent(self, segment: Segment, link: Lan, others: list[Segment]) -> None:
+        for other in others:
+            if isinstance(other.link, Lan) and (text := lan.clash(link, other.link, other.network.id)):
+                raise InternalError(text, "Name another parent, or remove that network.")
+        made = lan.ensure(link)
+        same = [item for item in others if item.link.name == link.parent]
+        # Whoever is the last on a link of ours removes it.
+        segment.network.made_parent = made or any(item.network.made_parent for item in same)
+        try:
+            self._store.save(segment.network)
+        except BaseException:
+            if made:
+                lan.remove(link.parent)
+            raise
+
+    def install(self, definition: Definition) -> None:
         """Let everybody see a new network."""
-        self.networks[segment.network.id] = segment.network
-        self.segments[segment.network.id] = segment
+        network, segment = definition
+        self.networks[network.id] = network
+        if segment is not None:
+            self.segments[network.id] = segment
 
-    def uninstall(self, network: Network) -> Segment:
+    def uninstall(self, network: Network) -> Definition:
         """Let nobody see a network any more; `remove` is to follow."""
         del self.networks[network.id]
-        return self.segments.pop(network.id)
+        return Definition(network, self.segments.pop(network.id, None))
 
-    def remove(self, segment: Segment) -> None:
-        """Forget a network that nobody is connected to, and delete its bridge. Blocking."""
-        self._store.delete(segment.network.id)
-        bridge.remove(segment.bridge.name)
+    def remove(self, definition: Definition) -> None:
+        """Forget a network that nobody is connected to, and delete its link. Blocking."""
+        network, segment = definition
+        self._store.delete(network.id)
+        if segment is None:
+            return
+        if isinstance(segment.link, Bridge):
+            bridge.remove(segment.link.name)
+        elif network.made_parent:
+            others = list(self.segments.values())
+            if not any(item.link.name == segment.link.name for item in others):
+                lan.remove(segment.link.name)
+
+    def bridged(self) -> list[Segment]:
+        """The networks that have a bridge."""
+        return [segment for segment in self.segments.values() if isinstance(segment.link, Bridge)]
 
     @property
     def default(self) -> Segment | None:
@@ -182,10 +273,15 @@ class Definitions:
         return matches[0]
 
     def remove_bridges(self) -> None:
-        """Delete every bridge but one that somebody else made; the next start makes them again. Blocking."""
+        """Delete every link of ours, not a bridge that somebody else made; the next start makes them again.
+        Blocking.
+        """
         for segment in self.segments.values():
-            if segment.bridge.name != self._config.bridge:
-                bridge.remove(segment.bridge.name)
+            if isinstance(segment.link, Lan):
+                if segment.network.made_parent:
+                    lan.remove(segment.link.name)
+            elif segment.link.name != self._config.bridge:
+                bridge.remove(segment.link.name)
 
     def close(self) -> None:
         """Close the store."""

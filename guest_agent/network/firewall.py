@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from guest_agent.kernel import nftables as nft
 from guest_agent.kernel.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
@@ -26,6 +26,7 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 # 127.0.0.0/8 apart.
 _ONE = {4: "published4", 6: "published6"}
 _ANY = {4: "published4-any", 6: "published6-any"}
+_OPENED = {4: "opened4", 6: "opened6"}
 _LOOPBACK_ONE, _LOOPBACK_ANY = "loopback4", "loopback4-any"
 _LOOPBACK6 = ipaddress.IPv6Address("::1").packed
 
@@ -38,14 +39,19 @@ class Filtered:
     subnets: tuple[Subnet, ...]
     icc: bool = True
     internal: bool = False
-    masquerade: bool = True
+    masquerade: frozenset[int] = frozenset((4, 6))  # IP versions
+    sources: dict[int, Address] = field(default_factory=dict)  # to masquerade with, by IP version
+    routed: frozenset[int] = frozenset()  # IP versions: others reach published ports at their own address
+    unprotected: frozenset[int] = frozenset()  # IP versions: others reach every port
+    trusted: tuple[str, ...] = ()  # links whose packets may go to published ports at their own address
 
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
     """A published port: from the host's address to the container's. An unspecified `host` is any address.
 
-    With `loopback` it is for connections to 127.0.0.0/8 only, without it for all others.
+    With `loopback` it is for connections to 127.0.0.0/8 only, without it for all others. With `opened`
+    nothing is redirected: the target's own address may be connected to.
     """
 
     protocol: str
@@ -54,11 +60,15 @@ class Redirect:
     target: Address
     target_port: int
     loopback: bool = False
+    opened: bool = False
 
     @property
     def element(self) -> tuple[str, bytes, bytes]:
-        """The map it belongs to, its key and its data."""
+        """The map or set it belongs to, its key and its data (none for the set)."""
         protocol, port = bytes([PROTOCOLS[self.protocol]]), self.host_port.to_bytes(2, "big")
+        if self.opened:
+            where = nft.concatenate(self.target.packed, protocol, self.target_port.to_bytes(2, "big"))
+            return _OPENED[self.target.version], where, b""
         data = nft.concatenate(self.target.packed, self.target_port.to_bytes(2, "big"))
         if self.host.is_unspecified:
             name = _LOOPBACK_ANY if self.loopback else _ANY[self.host.version]
@@ -149,6 +159,8 @@ def _add_sets(batch: Batch, networks: list[Filtered], uplinks: Mapping[int, list
         if names := uplinks.get(version):
             batch.add_elements(f"uplinks{version}", [nft.interface(name) for name in names])
     batch.add_verdict_map("into", [nft.TYPE_IFNAME])
+    for version, kind in ((4, nft.TYPE_IPV4), (6, nft.TYPE_IPV6)):
+        batch.add_set(_OPENED[version], [kind, nft.TYPE_PROTOCOL, nft.TYPE_SERVICE])
     for one, every, kind in (
         (_ONE[4], _ANY[4], nft.TYPE_IPV4),
         (_ONE[6], _ANY[6], nft.TYPE_IPV6),
@@ -169,6 +181,20 @@ def _add_into(batch: Batch, network: Filtered) -> None:
     batch.add_rule(chain, nft.redirected(), nft.verdict(nft.ACCEPT))
     if network.icc:
         batch.add_rule(chain, nft.from_interface(network.bridge), nft.verdict(nft.ACCEPT))
+    if not network.internal:
+        for version in sorted(network.unprotected):
+            batch.add_rule(chain, _is_version(version), nft.verdict(nft.ACCEPT))
+        for version in sorted(network.routed):
+            batch.add_rule(chain, _is_version(version), _is_opened(version), nft.verdict(nft.ACCEPT))
+        for name in network.trusted:
+            for version in (4, 6):
+                batch.add_rule(
+                    chain,
+                    nft.from_interface(name),
+                    _is_version(version),
+                    _is_opened(version),
+                    nft.verdict(nft.ACCEPT),
+                )
     batch.add_rule(chain, nft.verdict(nft.DROP))
     batch.add_verdicts("into", [(nft.interface(network.bridge), nft.JUMP, chain)])
 
@@ -250,11 +276,31 @@ def _add_nat(batch: Batch, networks: list[Filtered]) -> None:
             # By the bridge they came from, too: where the table of an engine that was killed is left behind,
             # it must not touch what another engine does with the same subnet.
             leaves = nft.from_interface(network.bridge) + nft.to_interface(network.bridge, equal=False)
-            if network.masquerade and not network.internal:
-                batch.add_rule("postrouting", inside, leaves, nft.masquerade())
+            if subnet.version in network.masquerade and not network.internal:
+                batch.add_rule("postrouting", inside, leaves, _source(network, subnet.version))
             # A container that reaches its neighbour by the host's address must get the answer by the host.
             back = nft.to_interface(network.bridge) + nft.redirected()
             batch.add_rule("postrouting", inside, back, nft.masquerade(), comment="hairpin")
+
+
+def _source(network: Filtered, version: int) -> bytes:
+    """What gives a packet that leaves a source address of the host's."""
+    address = network.sources.get(version)
+    if address is None:
+        return nft.masquerade()
+    family = nft.NFPROTO_IPV4 if version == 4 else nft.NFPROTO_IPV6
+    return nft.load(address.packed, nft.REG) + nft.snat(family, nft.REG)
+
+
+def _is_version(version: int) -> bytes:
+    return nft.is_ipv4() if version == 4 else nft.is_ipv6()
+
+
+def _is_opened(version: int) -> bytes:
+    """Whether the packet goes to an address and port in the set of opened ones."""
+    offset, length = (16, 4) if version == 4 else (24, 16)
+    address = nft.payload(nft.PAYLOAD_NETWORK, offset, length)
+    return address + _protocol_and_port(nft.REG + length // 4) + nft.lookup(_OPENED[version])
 
 
 def _add_redirections(batch: Batch, chain: str, version: int, one: str, every: str) -> None:
@@ -278,4 +324,4 @@ def _protocol_and_port(register: int) -> bytes:
 def _add_redirects(batch: Batch, redirects: Iterable[Redirect]) -> None:
     for redirect in redirects:
         name, key, data = redirect.element
-        batch.add_elements(name, [(key, data)])
+        batch.add_elements(name, [key if redirect.opened else (key, data)])

@@ -120,7 +120,7 @@ class NetworkManager:
     async def _restore(self) -> None:
         """Bring the proxy in line with the containers that run: ports, resolvers, names."""
         async with self._changes:
-            found = {key: outward(record.sandbox) for key, record in self._records.items()}
+            found = {key: self._publishing(record.sandbox) for key, record in self._records.items()}
             await self._publisher.restore({key: item for key, item in found.items() if item is not None})
             named = [record for key, record in self._records.items() if self._resolvers.has(key)]
             for record in named:
@@ -135,7 +135,7 @@ class NetworkManager:
 
     async def _repair_firewall(self) -> None:
         async with self._changes:
-            bridges = [segment.bridge.name for segment in self._definitions.segments.values()]
+            bridges = [segment.bridge.name for segment in self._definitions.bridged()]
             intact = await self._run(self._firewall.intact)
             if not intact or not await self._run(coexist.accepted, self._table, bridges):
                 log.warning(
@@ -154,7 +154,9 @@ class NetworkManager:
                 return
             self._files.link(container_id, path)
         self._records[container_id] = record
-        self._publisher.adopt(record.sandbox, outward(record.sandbox))
+        endpoint = self._publishing(record.sandbox)
+        segment = self._definitions.segments.get(endpoint.network_id) if endpoint is not None else None
+        self._publisher.adopt(record.sandbox, endpoint, segment.open_versions if segment else frozenset())
         if any(name not in PREDEFINED for name in record.sandbox.endpoints):
             self._resolvers.adopt(container_id)
         for endpoint in record.sandbox.endpoints.values():
@@ -257,22 +259,35 @@ class NetworkManager:
     def _sandbox_of(
         self, request: SandboxRequest, memberships: list[Membership], wires: list[Wire], path: str
     ) -> Sandbox:
-        sandbox = Sandbox(request.container_id, new_id(), path, {}, exposed=request.exposed if wires else ())
+        sandbox = Sandbox(request.container_id, new_id(), path, {})
         for number, membership in enumerate(memberships):
             names = _dns_names(request, *membership)
             wire = wires[number] if wires else None
             sandbox.endpoints[membership[0].name] = self._connector.endpoint(membership, wire, names)
+        if self._publishing(sandbox) is not None:
+            sandbox.exposed = request.exposed
         return sandbox
 
-    async def _publish(self, request: SandboxRequest, sandbox: Sandbox) -> None:
+    def _publishing(self, sandbox: Sandbox) -> Endpoint | None:
+        """The endpoint that a container's ports are published by: where its default route is, on a bridge."""
         endpoint = outward(sandbox)
+        return endpoint if endpoint is not None and endpoint.host_interface else None
+
+    async def _publish(self, request: SandboxRequest, sandbox: Sandbox) -> None:
+        endpoint = self._publishing(sandbox)
         if not request.ports or endpoint is None:
             return
         segment = self._definitions.segments[endpoint.network_id]
         default = segment.host_binding or self._config.ip
         try:
             sandbox.published = await self._publisher.publish(
-                request.container_id, request.ports, endpoint, segment.bridge.name, default
+                request.container_id,
+                request.ports,
+                endpoint,
+                segment.bridge.name,
+                default,
+                segment.routed,
+                segment.open_versions,
             )
         except PublishError as error:
             raise InternalError(
@@ -312,6 +327,8 @@ class NetworkManager:
             if self._resolvers.has(container_id):
                 await self._resolvers.close(container_id)
                 await self._tell_names(record.sandbox.endpoints)
+            if fd is not None:
+                await self._connector.leave(fd, record.sandbox.endpoints.values())
         finally:
             if fd is not None:
                 os.close(fd)
@@ -348,19 +365,20 @@ class NetworkManager:
     async def create(self, spec: NetworkSpec) -> Network:
         """Make a network.
 
-        Raises InvalidParameter, Forbidden, NotFound, NotSupported for what is asked, Conflict when the name
-        is taken, InternalError when the kernel refuses; all with dockerd's text.
+        Raises InvalidParameter, Forbidden, NotFound for what is asked, Conflict when the name is taken,
+        InternalError when the kernel refuses; all with dockerd's text.
         """
         await self.ready()
         async with self._changes:
-            segment = await self._run(self._definitions.create, spec)
-            self._definitions.install(segment)
+            definition = await self._run(self._definitions.create, spec)
+            self._definitions.install(definition)
             try:
-                await self._rebuild_firewall()
+                if definition.network.driver == "bridge":
+                    await self._rebuild_firewall()
             except BaseException:
-                await self._run(self._definitions.remove, self._definitions.uninstall(segment.network))
+                await self._run(self._definitions.remove, self._definitions.uninstall(definition.network))
                 raise
-            return segment.network
+            return definition.network
 
     async def remove(self, name_or_id: str) -> Network:
         """Remove a network that no running container is on. Raises NotFound, Forbidden."""
@@ -380,10 +398,16 @@ class NetworkManager:
                     f"error while removing network: network {network.name} has active endpoints",
                     "A container that starts is about to be on it.",
                 )
-            segment = self._definitions.uninstall(network)
+            if any(item.config_from == network.name for item in self._definitions.networks.values()):
+                raise Forbidden(
+                    f'error while removing network: configuration network "{network.name}" is in use',
+                    "Remove the networks made of it first.",
+                )
+            definition = self._definitions.uninstall(network)
             await self._resolvers.forget(network)
-            await self._rebuild_firewall()
-            await self._run(self._definitions.remove, segment)
+            if network.driver == "bridge":
+                await self._rebuild_firewall()
+            await self._run(self._definitions.remove, definition)
             return network
 
     async def connect(self, network: Network, container_id: str, config: EndpointConfig) -> Endpoint:
@@ -400,7 +424,7 @@ class NetworkManager:
                 raise Forbidden(f"endpoint with name {request.name} already exists in network {network.name}")
             self.check(network, config)
             fd = self._namespaces[container_id]
-            before = outward(sandbox)
+            before = self._publishing(sandbox)
             names = _dns_names(request, network, config)
             endpoint = await self._connector.add(fd, sandbox, network, config, names)
             await self._changed(record, before, network)
@@ -413,8 +437,8 @@ class NetworkManager:
             endpoint = record.sandbox.endpoints.get(network.name)
             if endpoint is None:
                 raise InternalError(f"container {container_id} is not connected to network {network.name}")
-            before = outward(record.sandbox)
-            if endpoint.host_interface:
+            before = self._publishing(record.sandbox)
+            if endpoint.interface:
                 await self._connector.drop(self._namespaces[container_id], record.sandbox, endpoint)
             else:
                 del record.sandbox.endpoints[network.name]
@@ -423,7 +447,8 @@ class NetworkManager:
 
     async def _changed(self, record: SandboxRecord, before: Endpoint | None, network: Network) -> None:
         """Bring ports, names and the record in line with a sandbox that joined or left a network."""
-        after = outward(record.sandbox)
+        after = self._publishing(record.sandbox)
+        record.sandbox.exposed = record.request.exposed if after is not None else ()
         if record.request.ports and (after and after.endpoint_id) != (before and before.endpoint_id):
             await self._publisher.unpublish(record.request.container_id)
             record.sandbox.published = []
@@ -447,7 +472,7 @@ class NetworkManager:
         return record
 
     async def _rebuild_firewall(self) -> None:
-        networks = [segment.filtered() for segment in self._definitions.segments.values()]
+        networks = [segment.filtered() for segment in self._definitions.bridged()]
         if self._config.ip_forward:
             ipv6 = any(subnet.version == 6 for network in networks for subnet in network.subnets)
             ours = [network.bridge for network in networks]

@@ -211,6 +211,15 @@ def redirects(published: Iterable[PublishedPort], ipv4: str, ipv6: str) -> list[
     return found
 
 
+def openings(published: Iterable[PublishedPort], targets: Iterable[str]) -> list[Redirect]:
+    """What lets others through to the container's own addresses, on networks where they may go there."""
+    found = {(item.protocol, item.port, target) for item in published for target in targets if target}
+    return [
+        Redirect(protocol, ipaddress.ip_address(target), 0, ipaddress.ip_address(target), port, opened=True)
+        for protocol, port, target in sorted(found)
+    ]
+
+
 def port_text(text: str) -> str:
     """An address as it is written before a port."""
     return f"[{text}]" if ":" in text else text

@@ -49,10 +49,11 @@ class Publisher:
         self._published: dict[str, list[PublishedPort]] = {}
         self._forgetting: dict[asyncio.Future[Any], set[tuple[str, int]]] = {}
 
-    def adopt(self, sandbox: Sandbox, endpoint: Endpoint | None) -> None:
-        """Know again what an earlier agent published."""
+    def adopt(self, sandbox: Sandbox, endpoint: Endpoint | None, opened: frozenset[int]) -> None:
+        """Know again what an earlier agent published; `opened` as for `publish`."""
         if sandbox.published and endpoint is not None:
             found = self._find_redirects(sandbox.published, endpoint)
+            found += ports.openings(sandbox.published, _addresses(endpoint, opened))
             self._redirects[sandbox.container_id] = found
             self._published[sandbox.container_id] = list(sandbox.published)
 
@@ -76,6 +77,8 @@ class Publisher:
             opened &= forwarded
         for key in self._published.keys() - opened:
             for item in self._published.get(key, ()):
+                if not item.host_port:
+                    continue  # routed: the host has no part in it
                 try:
                     await self._open(
                         key, item, [item.host_ip], (item.host_port, item.host_port), endpoints[key]
@@ -84,9 +87,19 @@ class Publisher:
                     log.warning("port %d of container %s is lost: %s", item.host_port, key, error)
 
     async def publish(
-        self, container_id: str, bindings: Iterable[PortBinding], endpoint: Endpoint, link: str, default: str
+        self,
+        container_id: str,
+        bindings: Iterable[PortBinding],
+        endpoint: Endpoint,
+        link: str,
+        default: str,
+        routed: frozenset[int] = frozenset(),
+        opened: frozenset[int] = frozenset(),
     ) -> list[PublishedPort]:
         """Publish a container's ports on the host, all or none; `link` is the bridge they are behind.
+
+        IP versions that are `routed` have no port of the host's; those that are `opened` are let through to
+        the container's own address.
 
         Raises PublishError with dockerd's sentence when a port is taken.
         """
@@ -97,6 +110,11 @@ class Publisher:
         try:
             for binding in bindings:
                 hosts = ports.host_addresses(binding, default)
+                direct = [host for host in hosts if (6 if ":" in host else 4) in routed]
+                published += [PublishedPort(binding.port, binding.protocol, host, 0) for host in direct]
+                hosts = [host for host in hosts if host not in direct]
+                if not hosts:
+                    continue
                 if self._outer is not None:
                     hosts = self._outer.addresses(hosts)
                 item = PublishedPort(binding.port, binding.protocol, "", 0)
@@ -110,7 +128,8 @@ class Publisher:
                         "Stop what uses the port (ss -ltnup shows it), or publish another one.",
                     )
                 published += [PublishedPort(binding.port, binding.protocol, host, port) for host in hosts]
-            found = self._find_redirects(published, endpoint)
+            found = self._find_redirects([item for item in published if item.host_port], endpoint)
+            found += ports.openings(published, _addresses(endpoint, opened))
             at_once = [item for item in found if not (item.loopback and item.protocol == "tcp")]
             await self.settle(found)
             await self._run(self._redirect, link, endpoint.host_interface, at_once)
@@ -201,6 +220,12 @@ class Publisher:
         # another container's.
         for address in {item.target.packed for item in found}:
             conntrack.forget(address)
+
+
+def _addresses(endpoint: Endpoint, versions: frozenset[int]) -> list[str]:
+    """The container's addresses of these IP versions."""
+    addresses = {4: endpoint.ipv4_address, 6: endpoint.ipv6_address}
+    return [addresses[version] for version in sorted(versions)]
 
 
 def _ports(redirects: Iterable[Redirect]) -> set[tuple[str, int]]:

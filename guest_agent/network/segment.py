@@ -1,4 +1,4 @@
-"""A bridge network in use: its bridge, and which of its addresses are taken.
+"""A network in use: its link on the host, and which of its addresses are taken.
 
 Bookkeeping only, on the event loop only.
 """
@@ -6,11 +6,15 @@ Bookkeeping only, on the event loop only.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 
-from guest_agent.errors import Forbidden, InvalidParameter
-from guest_agent.network.bridge import Address, Bridge, Wire, host_interface_name, mac_of
+from guest_agent.errors import Forbidden, InternalError, InvalidParameter
+from guest_agent.kernel.netlink import Interface
+from guest_agent.network import lan
+from guest_agent.network.bridge import Address, Bridge, Wire, host_interface_name, mac_of, random_mac
 from guest_agent.network.firewall import Filtered
 from guest_agent.network.ipam import AddressPool
+from guest_agent.network.lan import Lan
 from guest_agent.network.types import Endpoint, EndpointConfig, IpamConfig, Network, NetworkConfig
 
 OPTION_NAME = "com.docker.network.bridge.name"
@@ -22,11 +26,27 @@ OPTION_MTU = "com.docker.network.driver.mtu"
 DEFAULT_MTU = 1500
 # Where dockerd keeps its option default-gateway, too.
 AUX_GATEWAY = "DefaultGatewayIPv4"
+OPTION_INHIBIT = "com.docker.network.bridge.inhibit_ipv4"
+OPTION_TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
+OPTION_HOST = {4: "com.docker.network.host_ipv4", 6: "com.docker.network.host_ipv6"}
+OPTION_GATEWAY_MODE = {
+    4: "com.docker.network.bridge.gateway_mode_ipv4",
+    6: "com.docker.network.bridge.gateway_mode_ipv6",
+}
+GATEWAY_MODES = ("nat", "nat-unprotected", "routed", "isolated")
 OPTION_INTERFACE_PREFIX = "com.docker.network.container_iface_prefix"
+ENDPOINT_INTERFACE = "com.docker.network.endpoint.ifname"
+ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"
+IFNAME_MAX = 15
+CHOSEN_SUBNETS = (
+    "user specified IP address is supported only when connecting to networks with user configured subnets"
+)
+# A default route to these has no gateway: everything is on the link.
+_ON_LINK: dict[int, Address] = {4: ipaddress.IPv4Address(0), 6: ipaddress.IPv6Address(0)}
 
 
 class Segment:
-    """One bridge network and its address pools."""
+    """One network with addresses of its own: their pools, and the link containers are connected to."""
 
     def __init__(self, network: Network) -> None:
         options = network.options
@@ -40,18 +60,36 @@ class Segment:
         # the bridge.
         self._retired: dict[str, Wire] = {}
         addresses = []
+        modes = {version: options.get(name, "nat") for version, name in OPTION_GATEWAY_MODE.items()}
+        self.routed = frozenset(version for version, mode in modes.items() if mode == "routed")
+        self._unprotected = frozenset(version for version, mode in modes.items() if mode == "nat-unprotected")
+        self._trusted = tuple(filter(None, options.get(OPTION_TRUSTED, "").split(":")))
         for config in network.ipam:
+            if config.unused:
+                continue
             subnet = ipaddress.ip_network(config.subnet)
             ip_range = ipaddress.ip_network(config.ip_range) if config.ip_range else None
             pool = AddressPool(subnet, ip_range, f"{network.name} ({network.id})")
             for reserved in config.aux_addresses.values():
                 pool.take(ipaddress.ip_address(reserved))
+            self._pools.append(pool)
+            if not config.gateway:
+                continue
             gateway = ipaddress.ip_address(config.gateway)
             pool.take(gateway)
-            self._pools.append(pool)
             self._gateways.append(ipaddress.ip_address(config.aux_addresses.get(AUX_GATEWAY, gateway)))
-            addresses.append(ipaddress.ip_interface(f"{gateway}/{subnet.prefixlen}"))
-        self.bridge = Bridge(
+            if modes[subnet.version] != "isolated" and not (
+                subnet.version == 4 and flag(options, OPTION_INHIBIT, False)
+            ):
+                addresses.append(ipaddress.ip_interface(f"{gateway}/{subnet.prefixlen}"))
+        self.link: Bridge | Lan
+        if network.driver in lan.DRIVERS:
+            self.link = lan.plan(network)
+            if self.link.routed and not network.internal and not self.link.own_dummy:
+                versions = {pool.subnet.version for pool in self._pools}
+                self._gateways = [_ON_LINK[version] for version in sorted(versions)]
+            return
+        self.link = Bridge(
             name=options.get(OPTION_NAME) or f"br-{network.id[:12]}",
             addresses=tuple(addresses),
             mtu=int(options.get(OPTION_MTU) or DEFAULT_MTU),
@@ -59,35 +97,68 @@ class Segment:
             internal=network.internal,
         )
 
+    @property
+    def bridge(self) -> Bridge:
+        """The bridge of a network that has one."""
+        assert isinstance(self.link, Bridge)
+        return self.link
+
     def filtered(self) -> Filtered:
-        """The network as the firewall sees it."""
-        bridge = self.bridge
-        masquerade = self.masquerade
-        return Filtered(bridge.name, tuple(self.subnets), bridge.icc, bridge.internal, masquerade)
+        """A network with a bridge as the firewall sees it."""
+        bridge, options = self.bridge, self.network.options
+        return Filtered(
+            bridge.name,
+            tuple(self.subnets),
+            bridge.icc,
+            bridge.internal,
+            masquerade=frozenset((4, 6)) - self.routed if self.masquerade else frozenset(),
+            sources={
+                version: ipaddress.ip_address(options[name])
+                for version, name in OPTION_HOST.items()
+                if options.get(name)
+            },
+            routed=self.routed,
+            unprotected=self._unprotected,
+            trusted=self._trusted,
+        )
+
+    @property
+    def open_versions(self) -> frozenset[int]:
+        """IP versions whose published ports are let through to the containers' own addresses."""
+        return frozenset((4, 6)) if self._trusted else self.routed
 
     @property
     def subnets(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
         """The network's subnets."""
         return [pool.subnet for pool in self._pools]
 
-    def objections(self, text: str) -> list[str]:
+    def objections(self, text: str, version: int) -> list[str]:
         """Why a container cannot ask for that address, in dockerd's words; empty when it can."""
+        outside = f"no configured subnet or ip-range contain the IP address {text}"
         try:
             address = ipaddress.ip_address(text)
+            if address.version != version:
+                raise ValueError
         except ValueError:
-            return [f"invalid IP address: {text}"]
-        if not any(address in subnet for subnet in self.subnets):
-            return [f"no configured subnet or ip-range contain the IP address {text}"]
-        if not self.network.predefined and all(config.subnet_chosen for config in self.network.ipam):
-            return [
-                "user specified IP address is supported only when connecting to networks with user "
-                "configured subnets"
-            ]
-        return []
+            return [f"invalid IPv{version} address: {text}", outside]
+        configs = [item for item in self.network.ipam if not (item.unused or item.subnet_chosen)]
+        if self.network.predefined or not any((":" in item.subnet) == (version == 6) for item in configs):
+            return [CHOSEN_SUBNETS]
+        return [] if any(address in subnet for subnet in self.subnets) else [outside]
 
     def gateways(self) -> tuple[Address, ...]:
         """The addresses containers reach the outside by; none for an internal network."""
-        return () if self.network.internal else tuple(self._gateways)
+        nowhere = isinstance(self.link, Lan) and self.link.own_dummy
+        return () if self.network.internal or nowhere else tuple(self._gateways)
+
+    def nearest(self, gateway: Address, addresses: Iterable[Address]) -> Address:
+        """The gateway in the subnet of one of these addresses, on a network with several subnets."""
+        for other in self._gateways:
+            if other.version == gateway.version:
+                for subnet in self.subnets:
+                    if other in subnet and any(address in subnet for address in addresses):
+                        return other
+        return gateway
 
     def wire(self, interface: str, config: EndpointConfig, gateways: tuple[Address, ...]) -> Wire:
         """Allocate the addresses of a connection.
@@ -117,9 +188,29 @@ class Segment:
         interfaces = tuple(
             ipaddress.ip_interface(f"{address}/{pool.subnet.prefixlen}") for pool, address in taken
         )
-        mac = config.mac_address or mac_of(taken[0][1])
+        gateways = tuple(self.nearest(item, [address for _, address in taken]) for item in gateways)
+        mac = config.mac_address or (mac_of(taken[0][1]) if taken else random_mac())
+        host_interface = host_interface_name()
+        if isinstance(self.link, Lan):
+            host_interface = ""  # there is only the container's end
+            if self.link.driver == "ipvlan":
+                mac = ""  # its parent's
+        try:
+            extra = tuple(map(link_local, config.link_local))
+            name = _interface_name(config, interface)
+        except BaseException:
+            for pool, address in taken:
+                pool.free(address)
+            raise
         return Wire(
-            interface, host_interface_name(), mac, interfaces, gateways, announce=bool(config.mac_address)
+            name,
+            host_interface,
+            mac,
+            interfaces,
+            gateways,
+            announce=bool(config.mac_address),
+            link_local=extra,
+            sysctls=tuple(filter(None, config.driver_opts.get(ENDPOINT_SYSCTLS, "").split(","))),
         )
 
     def _allocate(self, version: int, taken: list[tuple[AddressPool, Address]]) -> None:
@@ -152,7 +243,10 @@ class Segment:
 
     def retire(self, wire: Wire) -> None:
         """Give back the addresses as soon as `reclaim` learns that the interface is gone."""
-        self._retired[wire.host_interface] = wire
+        if wire.host_interface:
+            self._retired[wire.host_interface] = wire
+        else:
+            self.free(wire)
 
     @property
     def retired(self) -> set[str]:
@@ -186,7 +280,11 @@ class Segment:
             dns_names=names,
             mac_address=wire.mac,
         )
-        gateways = {gateway.version: str(gateway) for gateway in reversed(self.gateways())}
+        own = [interface.ip for interface in wire.addresses]
+        gateways = {
+            gateway.version: "" if gateway.is_unspecified else str(self.nearest(gateway, own))
+            for gateway in reversed(self.gateways())
+        }
         for interface in wire.addresses:
             if interface.version == 4:
                 endpoint.ipv4_address = str(interface.ip)
@@ -197,6 +295,31 @@ class Segment:
                 endpoint.ipv6_prefix = interface.network.prefixlen
                 endpoint.ipv6_gateway = gateways.get(6, "")
         return endpoint
+
+
+def link_local(text: str) -> Interface:
+    """A link-local address with its prefix. Raises InternalError with dockerd's text for any other."""
+    address = ipaddress.ip_address(text)
+    if not address.is_link_local:
+        raise InternalError(
+            f"invalid link local IP address: {text}", "Write one of 169.254.0.0/16 or fe80::/10."
+        )
+    return ipaddress.ip_interface(f"{text}/{16 if address.version == 4 else 64}")
+
+
+def _interface_name(config: EndpointConfig, otherwise: str) -> str:
+    """What the container's interface is to be called."""
+    name = config.driver_opts.get(ENDPOINT_INTERFACE, "") or otherwise
+    if (
+        len(name.encode()) > IFNAME_MAX
+        or any(char in "/: \t\n" for char in name)
+        or name in (".", "..", "lo")
+    ):
+        raise InvalidParameter(
+            f"invalid value for {ENDPOINT_INTERFACE}: {name!r}",
+            f"Use at most {IFNAME_MAX} letters and digits.",
+        )
+    return name
 
 
 def wire_of(endpoint: Endpoint) -> Wire:

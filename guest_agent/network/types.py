@@ -61,6 +61,7 @@ class EndpointConfig:
     mac_address: str = ""
     driver_opts: dict[str, str] = field(default_factory=dict)
     gw_priority: int = 0
+    link_local: tuple[str, ...] = ()  # addresses to have as well, of 169.254.0.0/16 or fe80::/10
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class PublishedPort:
     port: int
     protocol: str
     host_ip: str
-    host_port: int
+    host_port: int  # 0: routed, at the container's own address
 
 
 @dataclass(slots=True)
@@ -163,7 +164,9 @@ class Sandbox:
         ports: dict[str, list[dict[str, str]] | None] = {}
         for item in self.published:
             bindings = ports.setdefault(f"{item.port}/{item.protocol}", []) or []
-            bindings.append({"HostIp": item.host_ip, "HostPort": str(item.host_port)})
+            bindings.append(
+                {"HostIp": item.host_ip, "HostPort": str(item.host_port) if item.host_port else ""}
+            )
             ports[f"{item.port}/{item.protocol}"] = bindings
         for name in self.exposed:
             ports.setdefault(name, None)
@@ -192,7 +195,11 @@ _DEFAULT_BRIDGE_KEYS = (
 
 def endpoint_settings(config: EndpointConfig) -> dict[str, Any]:
     """Docker's EndpointSettings of a container that is not connected now."""
-    ipam = {"IPv4Address": config.ipv4_address, "IPv6Address": config.ipv6_address}
+    ipam: dict[str, str | list[str]] = {
+        "IPv4Address": config.ipv4_address,
+        "IPv6Address": config.ipv6_address,
+        "LinkLocalIPs": list(config.link_local),
+    }
     given = {key: value for key, value in ipam.items() if value}
     return {
         "IPAMConfig": given or None,
@@ -253,6 +260,7 @@ class IpamConfig:
     aux_addresses: dict[str, str] = field(default_factory=dict)
     gateway_chosen: bool = False  # by us, for a subnet that was asked for: not shown, as dockerd does
     subnet_chosen: bool = False  # by us: containers cannot ask for an address of it
+    unused: bool = False  # of an IP version the network does not have: shown only, as dockerd does
 
     def to_docker(self) -> dict[str, Any]:
         """Docker's IPAMConfig, without what was not given."""
@@ -293,7 +301,7 @@ class Network:
 
     id: str
     name: str
-    driver: str  # "bridge", "host", "null"
+    driver: str  # "bridge", "macvlan", "ipvlan", "host", "null"
     created: str  # RFC 3339 with nanoseconds
     internal: bool = False
     attachable: bool = False
@@ -303,6 +311,10 @@ class Network:
     ipam_options: dict[str, str] | None = None
     options: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    scope: str = "local"
+    config_only: bool = False  # settings for other networks, nobody is ever on it
+    config_from: str = ""  # the network these settings are of
+    made_parent: bool = False  # the parent link of a macvlan or ipvlan network is ours to remove
 
     @property
     def predefined(self) -> bool:
@@ -315,7 +327,7 @@ class Network:
             "Name": self.name,
             "Id": self.id,
             "Created": self.created,
-            "Scope": "local",
+            "Scope": self.scope,
             "Driver": self.driver,
             "EnableIPv4": self.enable_ipv4,
             "EnableIPv6": self.enable_ipv6,
@@ -327,8 +339,8 @@ class Network:
             "Internal": self.internal,
             "Attachable": self.attachable,
             "Ingress": False,
-            "ConfigFrom": {"Network": ""},
-            "ConfigOnly": False,
+            "ConfigFrom": {"Network": self.config_from},
+            "ConfigOnly": self.config_only,
             "Containers": {},
             "Options": dict(self.options),
             "Labels": dict(self.labels),

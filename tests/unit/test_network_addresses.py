@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guest_agent.errors import EngineError, Forbidden, InvalidParameter, NotFound, NotSupported
+from guest_agent.errors import EngineError, Forbidden, InvalidParameter, NotFound
 from guest_agent.network import creation, ipam, ports
 from guest_agent.network.firewall import Redirect
 from guest_agent.network.ipam import AddressPool
+from guest_agent.network.lan import Lan
 from guest_agent.network.ports import PortInUse
 from guest_agent.network.segment import Segment
 from guest_agent.network.types import (
@@ -86,11 +87,14 @@ def spec(**values: Any) -> NetworkSpec:
         (spec(name="host"), Forbidden, "operation is not permitted on predefined host network "),
         (spec(driver="null"), Forbidden, 'only one instance of "null" network is allowed'),
         (spec(driver="foo"), NotFound, 'plugin "foo" not found'),
-        (spec(driver="macvlan"), NotSupported, "network driver macvlan is not supported"),
         (spec(ipam_driver="foo"), NotFound, 'plugin "foo" not found'),
         (spec(scope="swarm"), Forbidden, "cannot create a swarm scoped network when swarm is not active"),
         (spec(ingress=True), Forbidden, "Ingress network can only be global scope network"),
-        (spec(config_only=True), NotSupported, "configuration-only networks are not supported"),
+        (
+            spec(config_only=True, config_from="other"),
+            Forbidden,
+            "a configuration network cannot depend on another configuration network",
+        ),
         (spec(enable_ipv4=False), InvalidParameter, "IPv4 or IPv6 must be enabled"),
         (
             spec(options={"com.docker.network.driver.mtu": "x"}),
@@ -104,9 +108,9 @@ def spec(**values: Any) -> NetworkSpec:
             "invalid syntax)",
         ),
         (
-            spec(options={"com.docker.network.bridge.gateway_mode_ipv4": "routed"}),
-            NotSupported,
-            "network option com.docker.network.bridge.gateway_mode_ipv4 is not supported",
+            spec(options={"com.docker.network.bridge.gateway_mode_ipv4": "foo"}),
+            InvalidParameter,
+            "failed to parse com.docker.network.bridge.gateway_mode_ipv4 value: foo (unknown gateway mode foo)",
         ),
         (
             spec(ipam=(IpamConfig("172.30.1.1/24"),)),
@@ -178,6 +182,31 @@ def test_an_address_stays_taken_until_its_interface_is_gone() -> None:
     segment.reclaim(set())
     again = segment.wire("eth0", EndpointConfig(), ())
     assert (str(again.addresses[0]), again.mac) == ("10.0.0.2/24", "02:42:0a:00:00:02")
+
+
+@pytest.mark.parametrize(
+    ("driver", "options", "mode", "routed"),
+    [
+        ("macvlan", {}, 4, False),
+        ("macvlan", {"macvlan_mode": "passthru"}, 8, False),
+        ("ipvlan", {}, 0, False),
+        ("ipvlan", {"ipvlan_mode": "l3"}, 1, True),
+        ("ipvlan", {"ipvlan_mode": "l3s", "ipvlan_flag": "vepa"}, 2, True),
+    ],
+)
+def test_links_of_the_host(driver: str, options: dict[str, str], mode: int, routed: bool) -> None:
+    """A default route by the link itself has the unspecified address for its gateway."""
+    configs = (IpamConfig("10.0.0.0/24", gateway="10.0.0.1"),)
+    network = Network("0" * 64, "net", driver, "", ipam=configs, options={"parent": "eth9", **options})
+    segment = Segment(network)
+    assert isinstance(segment.link, Lan)
+    assert (segment.link.mode, segment.link.routed) == (mode, routed)
+    assert [str(item) for item in segment.gateways()] == ["0.0.0.0" if routed else "10.0.0.1"]
+    wire = segment.wire("eth0", EndpointConfig(), segment.gateways())
+    assert (bool(wire.mac), wire.host_interface) == (driver == "macvlan", "")
+    assert segment.endpoint("1", wire, EndpointConfig(), ()).ipv4_gateway == ("" if routed else "10.0.0.1")
+    segment.retire(wire)  # nothing to wait for: its owner has deleted the link
+    assert segment.wire("eth0", EndpointConfig(), ()).addresses == wire.addresses
 
 
 def test_a_failed_allocation_takes_nothing() -> None:

@@ -102,9 +102,10 @@ def register(router: Router, engine: Engine) -> None:
                 f"invalid value for verbose: {verbose}: "
                 f'strconv.ParseBool: parsing "{verbose}": invalid syntax'
             )
-        if scope not in ("", "local"):
+        network = engine.networks.get(request.params["id"])
+        if scope not in ("", network.scope):
             raise NotFound(f"network {request.params['id']} not found")
-        return Response(body=engine.networks.describe(engine.networks.get(request.params["id"])))
+        return Response(body=engine.networks.describe(network))
 
     async def create(request: Request) -> Response:
         body = await request.json(CreateNetwork)
