@@ -54,6 +54,7 @@ class Config:
     insecure_registries: list[str] = _setting(
         [], "HOST[:PORT] or network that is spoken to without verified TLS", "insecure-registry"
     )
+    signature_policy: str = _setting("", "file that says which images may be pulled, and signed by whom")
     max_concurrent_downloads: int = _setting(3, "layers that a pull downloads at once")
     max_concurrent_uploads: int = _setting(5, "layers that a push uploads at once")
     max_download_attempts: int = _setting(5, "attempts to download a layer")

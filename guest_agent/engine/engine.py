@@ -35,6 +35,7 @@ class Engine:
                 insecure=config.insecure_registries,
                 concurrent_downloads=config.max_concurrent_downloads,
                 concurrent_uploads=config.max_concurrent_uploads,
+                signature_policy=config.signature_policy,
                 attempts=config.max_download_attempts,
             ),
             storage_size(config.storage_opts),

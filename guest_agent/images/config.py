@@ -22,6 +22,7 @@ class RegistryConfig:
     certificates: Sequence[str] = ("/etc/wherry/certs.d", "/etc/docker/certs.d")
     concurrent_downloads: int = 3
     concurrent_uploads: int = 5
+    signature_policy: str = ""  # a file of containers-policy.json(5); "": policy.DEFAULT_PATH, if it is there
     attempts: int = 5  # to get one manifest or blob, counted anew whenever bytes arrive
 
     def is_insecure(self, host: str) -> bool:

@@ -7,7 +7,7 @@ pull leaves is collected at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,10 @@ class ImagePull:
         sources: Sequence[Repository],
         say: Say,
         cancelled: threading.Event,
+        admit: Callable[[Sequence[str]], None] = lambda digests: None,
     ) -> None:
+        """`admit` takes the digests of an image's index and manifest and raises when it may not be had."""
+        self._admit = admit
         self._store = store
         self._transfers = transfers
         self._ref = ref
@@ -113,6 +116,7 @@ class ImagePull:
             return None  # damaged
         if not platforms.fits(self._platform or platforms.host(), platforms.of_config(image.config)):
             return None
+        self._admit(list(dict.fromkeys((digest, image.manifest))))
         updated = not ref.digest and ref.familiar not in image.repo_tags
         if updated:
             store.tag(image.id, ref)
@@ -124,6 +128,7 @@ class ImagePull:
         documents = [top]
         if top.is_index:
             documents.append(self._choose(top))
+        self._admit([document.digest for document in documents])
         described, layers = documents[-1].config(), documents[-1].layers()
         if len(layers) > MAX_LAYERS:
             raise InvalidParameter(

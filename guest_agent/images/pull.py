@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from guest_agent.errors import EngineError, Forbidden, InvalidParameter, NotFound, Unauthorized, Unavailable
-from guest_agent.images import hello, platforms
+from guest_agent.images import hello, platforms, policy
 from guest_agent.images import manifest as manifests
 from guest_agent.images.auth import Credentials
 from guest_agent.images.config import RegistryConfig
@@ -48,14 +48,23 @@ class Puller:
         Raises NotFound, Forbidden, Unavailable and InvalidParameter in dockerd's words.
         """
         ref = ref.with_default_tag()
+        rules = policy.rules_for(ref, self._config.signature_policy)
+        rules.check(ref)
 
         def pull(sources: Sequence[Repository]) -> Pulled:
-            return ImagePull(self._store, self._transfers, ref, platform, sources, say, cancelled).run()
+            def admit(digests: Sequence[str]) -> None:
+                if rules.signed:
+                    from guest_agent.images.signature import verify
+
+                    verify(rules, ref, digests, sources)
+
+            work = ImagePull(self._store, self._transfers, ref, platform, sources, say, cancelled, admit)
+            return work.run()
 
         try:
             return self._ask(ref, self._sources(ref, credentials), pull)
         except Unreachable as e:
-            if not hello.covers(ref, platform):
+            if not hello.covers(ref, platform) or rules.signed:
                 raise
             return self._hello(ref, platform, say, e)
 

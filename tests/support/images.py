@@ -75,10 +75,13 @@ class Image:
         return document
 
 
-def skopeo(*arguments: str) -> None:
-    """Run skopeo, which must succeed."""
+def skopeo(*arguments: str, insecure: bool = True) -> None:
+    """Run skopeo, which must succeed. `insecure`: whatever the policy of this machine says."""
     done = subprocess.run(
-        ["skopeo", "--insecure-policy", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL
+        ["skopeo", *(["--insecure-policy"] if insecure else []), *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     if done.returncode:
         raise RuntimeError(f"skopeo {' '.join(arguments)}: {done.stderr}")
