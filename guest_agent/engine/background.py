@@ -117,6 +117,11 @@ class Messages:
         except RuntimeError:
             pass  # the loop has ended
 
+    @property
+    def task(self) -> asyncio.Future[None] | None:
+        """What says it, once it has begun."""
+        return self._task
+
     async def begin(self, task: Awaitable[None]) -> None:
         """Waits until `task` says something or ends. Raises what it raises before it has said anything."""
         self._task = asyncio.ensure_future(task)

@@ -78,7 +78,7 @@ async def create(
         )
     image: Image = engine.images.get(config.image)
     _check_platform(config.image, image, wanted_platform, warnings)
-    _complete(engine, host)
+    complete(engine, host)
     merge_image_config(config, image.config.get("config") or {})
     validate.check_config(config)  # what the image says may be as wrong
     config.working_dir = clean_path(config.working_dir) if config.working_dir else ""
@@ -129,7 +129,7 @@ def _check_platform(name: str, image: Image, wanted: str, warnings: list[str]) -
         )
 
 
-def _complete(engine: Engine, host: HostConfig) -> None:
+def complete(engine: Engine, host: HostConfig) -> None:
     """Docker's defaults that depend on other settings or on the engine."""
     config = engine.config
     if host.memory > 0 and not host.memory_swap:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from guest_agent.errors import InvalidParameter
 
-from . import listing
+from . import build_cache, listing
 from .images import Images
 from .sizes import container_size, directory_size
 
@@ -46,9 +46,11 @@ async def disk_usage(engine: Engine, types: list[str], api: tuple[int, int]) -> 
             for volume in sorted(engine.volumes, key=lambda volume: volume.name)
         ]
     if "build-cache" in wanted:
-        answer["BuildCache"] = []
+        cached = await asyncio.to_thread(build_cache.records, engine)
+        answer["BuildCache"] = [build_cache.shown(record) for record in cached]
     if api < (1, 42):
-        answer["BuilderSize"] = 0
+        kept = answer.get("BuildCache", ())
+        answer["BuilderSize"] = sum(record["Size"] for record in kept if not record["Shared"])
     return answer
 
 

@@ -11,6 +11,7 @@ from guest_agent.engine.containers import Containers
 from guest_agent.engine.events import EventBus
 from guest_agent.engine.networks import Networks
 from guest_agent.engine.store import Store
+from guest_agent.engine.unlisted import Unlisted
 from guest_agent.engine.volumes import Volumes
 from guest_agent.engine.watches import Watches
 from guest_agent.images import ImageStore
@@ -45,6 +46,7 @@ class Engine:
         self.containers = Containers(self._store)
         self.volumes = Volumes(roots, self._store, self.events)
         self.networks = Networks(self)
+        self.unlisted = Unlisted()
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self, monitor: Begun | None = None) -> None:

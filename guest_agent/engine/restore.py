@@ -45,6 +45,7 @@ async def connect(engine: Engine, begun: Begun | None = None) -> Monitor:
     def on_exit(exit: Exit) -> None:
         container = engine.containers.find(exit.id)
         if container is None:
+            engine.unlisted.ended(exit)
             return
         if exit.exec_id is None:
             _spawn(loop, lifecycle.ended(engine, container, exit))
@@ -83,6 +84,7 @@ async def _forget_exec(engine: Engine, id: str, exec_id: str) -> None:
 async def lost(engine: Engine) -> None:
     """The monitor died and its containers with it: says so, and goes on with a new monitor."""
     now = time.time()
+    engine.unlisted.lost()
     while True:
         try:
             engine.monitor = await connect(engine)
@@ -222,9 +224,11 @@ def _tidy_directories(engine: Engine) -> None:
     os.makedirs(top, mode=0o710, exist_ok=True)
     os.makedirs(engine.roots.run_path("exits"), mode=0o700, exist_ok=True)
     host_mounts.delete_set_aside(top)
+    known = engine.containers.unreadable | {container.id for container in engine.containers}
     for name in os.listdir(top):
-        if engine.containers.find(name) is None and name not in engine.containers.unreadable:
+        if name not in known:
             shutil.rmtree(os.path.join(top, name), ignore_errors=True)
+    engine.images.keep_containers(known)
 
 
 def _tidy_mounts(engine: Engine) -> None:

@@ -70,6 +70,40 @@ def write_layer(upper: str, lower: Sequence[str], writer: TarWriter) -> bool:
     return bool(found)
 
 
+def remove_mount_points(upper: str, lower: Sequence[str]) -> None:
+    """Removes from the writable directory the mount points that `changes` and `write_layer` leave out.
+
+    For a directory that is to become a layer itself; nothing may run in it any more.
+    """
+    opened: list[int] = []
+    try:
+        for path in (upper, *lower):
+            opened.append(os.open(path, O_PATH | os.O_DIRECTORY))
+        comparison = _Comparison(opened[0], opened[1:], all_files=True)
+        below = list(range(len(lower)))
+        for path in sorted((*_MOUNT_FILES, *_MOUNT_DIRS, *_MOUNT_PARENTS), reverse=True):
+            if comparison.shows(path, below):
+                continue
+            head, _, name = path.rpartition("/")
+            try:
+                directory = open_in_root(opened[0], head or ".", _OPEN_DIR, resolve=_INSIDE)
+            except OSError:
+                continue
+            try:
+                details = os.lstat(name, dir_fd=directory)
+                if stat.S_ISREG(details.st_mode) and path in _MOUNT_FILES and not details.st_size:
+                    os.unlink(name, dir_fd=directory)
+                elif stat.S_ISDIR(details.st_mode) and path not in _MOUNT_FILES:
+                    os.rmdir(name, dir_fd=directory)
+            except OSError:
+                pass  # not there, or something is in it
+            finally:
+                os.close(directory)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
 def _compare(upper: str, lower: Sequence[str], all_files: bool) -> list[Change]:
     """The changes, each directory before what is in it."""
     opened: list[int] = []
@@ -136,6 +170,16 @@ class _Comparison:
             for node in nodes
             if node.kind is not None or node.path in changed
         ]
+
+    def shows(self, path: str, layers: Sequence[int]) -> bool:
+        """Whether the layers have something at a path, of which they show every directory."""
+        parts = path.split("/")
+        for count in range(1, len(parts)):
+            below = self._find("/".join(parts[:count]), layers)
+            if below is None:
+                return False
+            layers = below.layers
+        return self._find(path, layers) is not None
 
     def _entries(self, path: str, layers: list[int], opaque: bool) -> list[_Item]:
         """What is noteworthy in one directory, by name."""

@@ -46,6 +46,17 @@ CREATE TABLE layers(            -- one row an extracted layer
 CREATE INDEX layers_diff ON layers(diff);
 CREATE TABLE containers(id TEXT PRIMARY KEY, image TEXT NOT NULL, chain TEXT NOT NULL) WITHOUT ROWID;
 """
+# Came later; an older Wherry leaves it alone.
+_BUILD_CACHE = """
+CREATE TABLE IF NOT EXISTS build_cache(  -- one row a build step whose result is kept
+    key TEXT PRIMARY KEY,       -- the digest of all that the result depends on
+    chain TEXT NOT NULL,        -- the topmost layer after the step, or '' for none
+    document TEXT NOT NULL,     -- JSON: what else is known of it
+    size INTEGER NOT NULL,      -- bytes of content that the step added
+    created REAL NOT NULL, used REAL NOT NULL,  -- seconds since the epoch
+    uses INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
 _CHECKPOINT_AFTER = (
     2000  # small transactions, so that the log stays small without an fsync in a container's start
 )
@@ -69,6 +80,7 @@ class Metadata:
                     f"{path} has version {version}, this Wherry knows {_VERSION}",
                     "Use the newer Wherry that made it.",
                 )
+            self._writer.executescript(_BUILD_CACHE)
             self._reader = self._connect()
             self._log = os.open(
                 f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC

@@ -184,6 +184,12 @@ class Snapshots:
             quota.release(base)
         self._retire(base)
 
+    def take(self, container: str) -> str:
+        """Takes what a container has written from it, as a staged directory; see `stage`."""
+        target = os.path.join(self._staging, uuid.uuid4().hex)
+        os.rename(os.path.join(self._containers, container, "upper"), target)
+        return target
+
     def containers(self) -> Iterator[str]:
         """The containers that have writable directories."""
         yield from os.listdir(self._containers)

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -433,6 +433,7 @@ class ImageStore:
                 rows = {row[0]: LayerRow(*row) for row in db.execute("SELECT * FROM layers")}
                 tops = {chain for (chain,) in db.execute("SELECT chain FROM containers")}
                 tops |= {chain for (chain,) in db.execute("SELECT DISTINCT chain FROM image_layers")}
+                tops |= {chain for (chain,) in db.execute("SELECT DISTINCT chain FROM build_cache")}
                 for lease in self.leases:
                     tops |= lease.chains
                 live: set[str] = set()
@@ -468,24 +469,28 @@ class ImageStore:
         Conflict when the container has one, InternalError when layers are missing, NotSupported when the
         file system has no quotas.
         """
-        top = image.chains[-1] if image.chains else ""
+        return self.prepare_on(container_id, image.id, image.chains, size)
+
+    def prepare_on(
+        self, container_id: str, image_id: str, chains: Sequence[str], size: int | None = 0
+    ) -> Overlay:
+        """The same on layers (bottom first) that need not be an image's: then `image_id` is ""."""
+        top = chains[-1] if chains else ""
         with self.metadata.transaction() as db:
             if (
                 db.execute(
-                    "INSERT OR IGNORE INTO containers VALUES(?, ?, ?)", (container_id, image.id, top)
+                    "INSERT OR IGNORE INTO containers VALUES(?, ?, ?)", (container_id, image_id, top)
                 ).rowcount
                 < 1
             ):
                 raise Conflict(f"container {container_id} already has a root file system")
-            places = ",".join("?" * len(image.chains))
+            places = ",".join("?" * len(chains))
             query = f"SELECT COUNT(*) FROM layers WHERE chain IN ({places})"
-            if db.execute(query, image.chains).fetchone()[0] < len(set(image.chains)):
-                if not db.execute("SELECT 1 FROM images WHERE id = ?", (image.id,)).fetchone():
-                    raise _no_such_image(image.id)  # removed meanwhile
-                raise InternalError(f"layers of image {image.id} are missing", "Pull or load it again.")
-            return self.snapshots.prepare(
-                container_id, image.chains, self._default_size if size is None else size
-            )
+            if db.execute(query, chains).fetchone()[0] < len(set(chains)):
+                if not db.execute("SELECT 1 FROM images WHERE id = ?", (image_id,)).fetchone():
+                    raise _no_such_image(image_id)  # removed meanwhile
+                raise InternalError(f"layers of image {image_id} are missing", "Pull or load it again.")
+            return self.snapshots.prepare(container_id, chains, self._default_size if size is None else size)
 
     def overlay(self, container_id: str) -> Overlay:
         """The root file system of a container; NotFound."""
@@ -527,11 +532,26 @@ class ImageStore:
 
         Fine when there are none.
         """
+        self.remove_now(container_id)
+
+    def remove_now(self, container_id: str) -> None:
+        """The same, from any thread."""
         with self.metadata.transaction() as db:
             row = db.execute("SELECT image FROM containers WHERE id = ?", (container_id,)).fetchone()
             db.execute("DELETE FROM containers WHERE id = ?", (container_id,))
         self.snapshots.remove(container_id)
-        if row and not self.metadata.row("SELECT 1 FROM images WHERE id = ?", (row[0],)):
+        if row and row[0] and not self.metadata.row("SELECT 1 FROM images WHERE id = ?", (row[0],)):
+            self.collect()
+
+    def keep_containers(self, known: Collection[str]) -> None:
+        """Removes the root file systems of all other containers: an agent was killed while it made them."""
+        with self.metadata.transaction() as db:
+            rows = db.execute("SELECT id FROM containers").fetchall()
+            lost = [id for (id,) in rows if id not in known]
+            db.executemany("DELETE FROM containers WHERE id = ?", [(id,) for id in lost])
+        for id in lost:
+            self.snapshots.remove(id)
+        if lost:
             self.collect()
 
     def has_children(self, id: str) -> bool:

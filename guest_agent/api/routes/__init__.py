@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from guest_agent.api.router import Router
 from guest_agent.api.routes import (
+    build,
     container_files,
     container_logs,
     container_processes,
@@ -27,6 +28,7 @@ MODULES = (
     container_websocket,
     exec,
     images,
+    build,
     networks,
     volumes,
     swarm,

@@ -39,7 +39,6 @@ def register(router: Router, engine: Engine) -> None:
     router.add("DELETE", "/images/{name...}", routes.delete)
     router.add("GET", "/distribution/{name...}/json", routes.distribution)
     router.add("POST", "/auth", routes.auth)
-    router.add("POST", "/build/prune", routes.prune_build_cache)
 
 
 class _Routes:
@@ -84,10 +83,6 @@ class _Routes:
 
     async def prune(self, request: Request) -> Response:
         return Response(200, await self._images.prune(request.query.filters(image_filters.PRUNE_FILTERS)))
-
-    async def prune_build_cache(self, request: Request) -> Response:
-        """`docker system prune` asks for it; nothing is built here, so there is nothing to remove."""
-        return Response(200, {"CachesDeleted": None, "SpaceReclaimed": 0})
 
     async def search(self, request: Request) -> Response:
         query = request.query
@@ -167,12 +162,30 @@ def credentials(header: str) -> Credentials | None:
     if not header:
         return None
     try:
-        padded = header.rstrip("=").translate(str.maketrans("+/", "-_")) + "=" * (
-            -len(header.rstrip("=")) % 4
-        )
-        return _credentials(json.loads(base64.urlsafe_b64decode(padded) or b"{}"))
+        return _credentials(_decoded(header))
     except (ValueError, AttributeError, TypeError, RecursionError) as e:
         raise InvalidParameter(f"invalid X-Registry-Auth header: {e}")
+
+
+def credentials_by_host(header: str) -> dict[str, Credentials]:
+    """The X-Registry-Config header: the same, of an object with an AuthConfig for each registry."""
+    if not header:
+        return {}
+    try:
+        configs = _decoded(header)
+        return {
+            _registry_host({"serveraddress": address}): _credentials(config)
+            for address, config in configs.items()
+        }
+    except (ValueError, AttributeError, TypeError, RecursionError) as e:
+        raise InvalidParameter(f"invalid X-Registry-Config header: {e}")
+
+
+def _decoded(header: str) -> dict[str, Any]:
+    bare = header.rstrip("=")
+    padded = bare.translate(str.maketrans("+/", "-_")) + "=" * (-len(bare) % 4)
+    value: dict[str, Any] = json.loads(base64.urlsafe_b64decode(padded) or b"{}")
+    return value
 
 
 def _credentials(config: dict[str, Any]) -> Credentials:
@@ -216,15 +229,16 @@ async def _messages(work: Callable[[Messages], Awaitable[None]]) -> StreamingRes
         try:
             async with aclosing(messages.stream()) as stream:
                 async for message in stream:
-                    yield _line(message)
+                    yield message_line(message)
         except EngineError as e:
             detail: dict[str, Any] = {"message": e.message}
             if e.hint:
                 detail["hint"] = e.hint
-            yield _line({"errorDetail": detail, "error": e.message})
+            yield message_line({"errorDetail": detail, "error": e.message})
 
     return StreamingResponse(200, "application/json", lines())
 
 
-def _line(message: dict[str, Any]) -> bytes:
+def message_line(message: dict[str, Any]) -> bytes:
+    """One message of a progress stream."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\r\n"

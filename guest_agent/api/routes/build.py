@@ -1,0 +1,272 @@
+"""/build…: dockerd's classic builder, as docker's CLI with DOCKER_BUILDKIT=0 and docker-py use it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import posixpath
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from guest_agent.api.http import Query, Request, Response, StreamingResponse
+from guest_agent.api.router import Router
+from guest_agent.api.routes.images import credentials_by_host, message_line
+from guest_agent.engine import build_cache
+from guest_agent.engine.background import Messages
+from guest_agent.engine.container_config import HostConfig, Ulimit
+from guest_agent.engine.engine import Engine
+from guest_agent.errors import EngineError, InvalidParameter, NotSupported
+from guest_agent.images import platforms, reference
+from guest_agent.threads import blocking_reader, in_thread
+
+if TYPE_CHECKING:
+    from guest_agent.build.builder import Builder
+    from guest_agent.build.classic import ClassicListener
+
+_OUTPUTS = ("", "image", "moby", "docker")
+
+
+def register(router: Router, engine: Engine) -> None:
+    """Adds the routes of builds."""
+    routes = _Routes(engine)
+    router.add("POST", "/build", routes.build)
+    router.add("POST", "/build/prune", routes.prune)
+    router.add("POST", "/build/cancel", routes.cancel)
+
+
+class _Routes:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._builder: Builder | None = None
+        self._running: dict[str, asyncio.Future[None]] = {}
+
+    def _get_builder(self) -> Builder:
+        """Loaded with the first build: an agent that builds nothing does not pay for it."""
+        if self._builder is None:
+            from guest_agent.build.builder import Builder
+
+            self._builder = Builder(self._engine)
+        return self._builder
+
+    async def build(self, request: Request) -> StreamingResponse:
+        query = request.query
+        if query.get("version") == "2":
+            raise NotSupported(
+                "BuildKit is not served at this address", "Set DOCKER_BUILDKIT=0, or use 'wherry build'."
+            )
+        if query.flag("squash"):
+            raise InvalidParameter("squash is only supported with experimental mode")
+        _check_outputs(query.get("outputs"))
+        tags = [_tag(text) for text in query.all("t") if text]
+        settings = _settings(query)
+        known = credentials_by_host(request.headers.get("x-registry-config", ""))
+        settings["credentials"] = known.get
+        from guest_agent.build.classic import ClassicListener
+
+        messages = Messages()
+        listener = ClassicListener(messages.emit, query.flag("q"), query.flag("rm", True))
+        work = self._work(request, tags, settings, listener)
+        id = query.get("buildid")
+        await messages.begin(work)
+        if id and messages.task is not None:
+            self._running[id] = task = messages.task
+            task.add_done_callback(lambda _: self._running.pop(id, None))
+        return StreamingResponse(200, "application/json", _lines(messages))
+
+    async def _work(
+        self,
+        request: Request,
+        tags: list[reference.Reference],
+        settings: dict[str, Any],
+        listener: ClassicListener,
+    ) -> None:
+        from guest_agent.build import context
+        from guest_agent.build.failure import StepFailed
+        from guest_agent.build.request import BuildRequest
+
+        builder, query = self._get_builder(), request.query
+        scratch = await asyncio.to_thread(builder.scratch)
+        try:
+            directory, name = await _context(request, scratch.directory(), query)
+            wanted = BuildRequest(
+                context=context.LocalContext(directory),
+                dockerfile=await asyncio.to_thread(context.read_dockerfile, directory, name),
+                dockerfile_name=os.path.basename(name),
+                tags=tags,
+                **settings,
+            )
+            remote = bool(query.get("remote"))
+            await asyncio.to_thread(context.leave_out, directory, name, remote)
+            try:
+                listener.finished(await builder.build(wanted, listener))
+            except StepFailed as error:
+                listener.failed(error.excerpt)
+                raise
+        finally:
+            await asyncio.shield(asyncio.to_thread(scratch.remove))
+
+    async def prune(self, request: Request) -> Response:
+        query = request.query
+        filters = query.filters(build_cache.PRUNE_FILTERS)
+        keep = query.integer("keep-storage") or query.integer("reserved-space")
+        answer = await in_thread(
+            lambda: build_cache.prune(
+                self._engine,
+                filters,
+                query.flag("all"),
+                keep,
+                query.integer("max-used-space"),
+                self._builder.locks.in_use() if self._builder else frozenset(),
+            ),
+            "build-prune",
+        )
+        self._engine.events.publish("builder", "prune", "", {"reclaimed": str(answer["SpaceReclaimed"])})
+        return Response(200, answer)
+
+    async def cancel(self, request: Request) -> Response:
+        id = request.query.get("id")
+        if not id:
+            raise InvalidParameter("build ID not provided")
+        if id in self._running:
+            self._running[id].cancel()
+        return Response(200)
+
+
+async def _lines(messages: Messages) -> AsyncIterator[bytes]:
+    try:
+        async with aclosing(messages.stream()) as stream:
+            async for message in stream:
+                yield message_line(message)
+    except asyncio.CancelledError:
+        if messages.task is None or not messages.task.cancelled():
+            raise
+        yield message_line({"errorDetail": {"message": "build cancelled"}, "error": "build cancelled"})
+    except EngineError as error:
+        detail: dict[str, Any] = {"message": error.message}
+        code = getattr(error, "code", 0)
+        if code:
+            detail["code"] = code
+        if error.hint:
+            detail["hint"] = error.hint
+        yield message_line({"errorDetail": detail, "error": error.message})
+
+
+async def _context(request: Request, directory: str, query: Query) -> tuple[str, str]:
+    """The directory with the context, and the Dockerfile's path in it."""
+    from guest_agent.build import context
+
+    name = query.get("dockerfile") or "Dockerfile"
+    remote = query.get("remote")
+    if remote == "client-session":
+        raise NotSupported("remote=client-session is BuildKit's", "Set DOCKER_BUILDKIT=0.")
+    if posixpath.normpath(name).startswith(".."):
+        raise InvalidParameter(f"forbidden path outside the build context: {name} ()")
+    if not remote:
+        read = blocking_reader(aiter(request.body))
+        await in_thread(lambda: context.extract(read, directory), "build-context")
+    elif context.is_git(remote):
+        directory = await in_thread(lambda: context.fetch_git(remote, directory), "build-context")
+    elif remote.startswith(("http://", "https://")):
+        alone = await in_thread(lambda: context.fetch_url(remote, directory), "build-context")
+        name = alone or name
+    else:
+        raise InvalidParameter(
+            f"unable to detect the kind of the remote context {remote}", "Give an http(s) URL or a git one."
+        )
+    return directory, name
+
+
+def _settings(query: Query) -> dict[str, Any]:
+    """What the query says of a build, as fields of `BuildRequest`. Raises InvalidParameter."""
+    host = HostConfig(
+        memory=query.integer("memory"),
+        memory_swap=query.integer("memswap"),
+        cpu_shares=query.integer("cpushares"),
+        cpu_period=query.integer("cpuperiod"),
+        cpu_quota=query.integer("cpuquota"),
+        cpuset_cpus=query.get("cpusetcpus"),
+        cpuset_mems=query.get("cpusetmems"),
+        cgroup_parent=query.get("cgroupparent"),
+        shm_size=query.integer("shmsize"),
+        network_mode=query.get("networkmode"),
+        extra_hosts=_hosts(query),
+        ulimits=_ulimits(query.get("ulimits")),
+        security_opt=_json(query.get("securityopt"), list, "securityopt") or None,
+    )
+    platform = query.get("platform")
+    return {
+        "target": query.get("target"),
+        "build_args": _json(query.get("buildargs"), dict, "buildargs"),
+        "labels": _json(query.get("labels"), dict, "labels"),
+        "cache_from": _json(query.get("cachefrom"), list, "cachefrom"),
+        "platform": platforms.parse(platform) if platform else None,
+        "no_cache": query.flag("nocache"),
+        "pull": query.flag("pull"),
+        "host": host,
+    }
+
+
+def _json(text: str, kind: type, name: str) -> Any:
+    """A parameter that is a JSON object or list of strings; empty when it is not given."""
+    if not text:
+        return kind()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter(f"error reading {name}: {error}")
+    if value is None:
+        return kind()
+    items = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, kind) or not all(isinstance(item, str) or item is None for item in items):
+        raise InvalidParameter(f"error reading {name}: it must be a JSON {kind.__name__} of strings")
+    return value
+
+
+def _hosts(query: Query) -> list[str] | None:
+    """`extrahosts`: given several times, or a JSON list, or with commas."""
+    found: list[str] = []
+    for text in query.all("extrahosts"):
+        if text.startswith("["):
+            found += _json(text, list, "extrahosts")
+        else:
+            found += [host for host in text.split(",") if host]
+    return found or None
+
+
+def _ulimits(text: str) -> list[Ulimit] | None:
+    if not text:
+        return None
+    try:
+        values = json.loads(text) or []
+        return [Ulimit(str(each["Name"]), int(each["Hard"]), int(each["Soft"])) for each in values]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InvalidParameter(f"error reading ulimit settings: {error}")
+
+
+def _tag(text: str) -> reference.Reference:
+    ref = reference.parse(text)
+    if ref.digest:
+        raise InvalidParameter("build tag cannot contain a digest")
+    return ref.with_default_tag()
+
+
+def _check_outputs(text: str) -> None:
+    for output in _json_objects(text):
+        kind = str(output.get("Type") or "")
+        if kind not in _OUTPUTS:
+            raise NotSupported(
+                f"output type {kind} is not supported by the classic builder",
+                "Save or copy the image's files.",
+            )
+
+
+def _json_objects(text: str) -> list[dict[str, Any]]:
+    if not text:
+        return []
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter(f"error reading outputs: {error}")
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
