@@ -73,6 +73,8 @@ class Networks:
         self.get = self._manager.get
         self.check = self._manager.check
         self.sandbox = self._manager.sandbox
+        self.publish = self._manager.publish
+        self.unpublish = self._manager.unpublish
 
     def __iter__(self) -> Iterable[Network]:
         return iter(self._manager.networks())

@@ -20,6 +20,7 @@ from .container_config import (
     EndpointSettings,
     HealthConfig,
     HostConfig,
+    PortBinding,
     Resources,
     RestartPolicy,
     has_own_network,
@@ -241,16 +242,20 @@ def _check_ports(host: HostConfig) -> None:
     for port, bindings in (host.port_bindings or {}).items():
         _check_port(port)
         for binding in bindings or ():
-            match = _PORT_RANGE.fullmatch(binding.host_port) if binding.host_port else None
-            if binding.host_port and (
-                match is None or not int(match[1]) <= int(match[2] or match[1]) <= 65535
-            ):
-                raise InvalidParameter(f'invalid port specification: "{binding.host_port}"')
-            if binding.host_ip:
-                try:
-                    ipaddress.ip_address(binding.host_ip)
-                except ValueError:
-                    raise InvalidParameter(f'invalid IP address in port binding: "{binding.host_ip}"')
+            check_port_binding(port, binding)
+
+
+def check_port_binding(port: str, binding: PortBinding) -> None:
+    """A container port and where it is to be published. Raises InvalidParameter, NotSupported."""
+    _check_port(port)
+    match = _PORT_RANGE.fullmatch(binding.host_port) if binding.host_port else None
+    if binding.host_port and (match is None or not int(match[1]) <= int(match[2] or match[1]) <= 65535):
+        raise InvalidParameter(f'invalid port specification: "{binding.host_port}"')
+    if binding.host_ip:
+        try:
+            ipaddress.ip_address(binding.host_ip)
+        except ValueError:
+            raise InvalidParameter(f'invalid IP address in port binding: "{binding.host_ip}"')
 
 
 def check_restart_policy(policy: RestartPolicy) -> None:

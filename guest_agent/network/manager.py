@@ -6,8 +6,10 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from guest_agent.errors import Conflict, EngineError, Forbidden, InternalError, NotFound, Unavailable
@@ -32,6 +34,8 @@ from guest_agent.network.types import (
     Network,
     NetworkConfig,
     NetworkSpec,
+    PortBinding,
+    PublishedPort,
     Sandbox,
     SandboxRequest,
     SandboxState,
@@ -279,7 +283,7 @@ class NetworkManager:
             return
         segment = self._definitions.segments[endpoint.network_id]
         default = segment.host_binding or self._config.ip
-        try:
+        with self._publish_errors(request, endpoint):
             sandbox.published = await self._publisher.publish(
                 request.container_id,
                 request.ports,
@@ -289,12 +293,77 @@ class NetworkManager:
                 segment.routed,
                 segment.open_versions,
             )
+
+    @contextmanager
+    def _publish_errors(self, request: SandboxRequest, endpoint: Endpoint) -> Iterator[None]:
+        try:
+            yield
         except PublishError as error:
             raise InternalError(
                 f"driver failed programming external connectivity on endpoint {request.name} "
                 f"({endpoint.endpoint_id}): {error}",
                 error.hint,
             )
+
+    async def publish(self, container_id: str, binding: PortBinding) -> list[PublishedPort]:
+        """Publish one more port of a running container.
+
+        Raises InvalidParameter or NotSupported for a binding that makes no sense, InternalError with
+        dockerd's text when the port is taken, Conflict when the container has no network that publishes.
+        """
+        await self.ready()
+        async with self._changes:
+            record = self._record(container_id)
+            sandbox, request = record.sandbox, record.request
+            endpoint = self._publishing(sandbox)
+            if endpoint is None:
+                raise Conflict(
+                    f"cannot publish ports of container {request.name}: it is on no network that publishes",
+                    "Connect it to a bridge network first: network connect.",
+                )
+            segment = self._definitions.segments[endpoint.network_id]
+            with self._publish_errors(request, endpoint):
+                more = await (self._publisher.add if sandbox.published else self._publisher.publish)(
+                    container_id,
+                    (binding,),
+                    endpoint,
+                    segment.bridge.name,
+                    segment.host_binding or self._config.ip,
+                    segment.routed,
+                    segment.open_versions,
+                )
+            if self._records.get(container_id) is not record:
+                await self._publisher.unpublish(container_id)  # it ended meanwhile
+                self._record(container_id)
+            sandbox.published = [*sandbox.published, *more]
+            name = f"{binding.port}/{binding.protocol}"
+            exposed = tuple(dict.fromkeys((*request.exposed, name)))
+            record.request = replace(request, ports=(*request.ports, *_as_bindings(more)), exposed=exposed)
+            self._files.save(record)
+            return more
+
+    async def unpublish(self, container_id: str, binding: PortBinding) -> list[PublishedPort]:
+        """Publish a port of a running container no more: which those were that the binding fits.
+
+        An empty host address and a host port of 0 fit any. Raises NotFound when none does.
+        """
+        await self.ready()
+        async with self._changes:
+            record = self._record(container_id)
+            sandbox, request = record.sandbox, record.request
+            found = [item for item in sandbox.published if _fits(item, binding)]
+            endpoint = self._publishing(sandbox)
+            if not found or endpoint is None:
+                raise NotFound(
+                    f"No public port '{binding.port}/{binding.protocol}' published for {request.name}",
+                    "port CONTAINER lists what it publishes.",
+                )
+            segment = self._definitions.segments[endpoint.network_id]
+            await self._publisher.remove(container_id, found, endpoint, segment.open_versions)
+            sandbox.published = [item for item in sandbox.published if item not in found]
+            record.request = replace(request, ports=_as_bindings(sandbox.published))
+            self._files.save(record)
+            return found
 
     def _enter(self, request: SandboxRequest, sandbox: Sandbox, fd: int | None) -> None:
         others = {key: record.sandbox for key, record in self._records.items()} if request.links else {}
@@ -482,6 +551,24 @@ class NetworkManager:
 
     async def _run(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
+
+
+def _as_bindings(published: Iterable[PublishedPort]) -> tuple[PortBinding, ...]:
+    """What asks for just these ports again."""
+    return tuple(
+        dict.fromkeys(
+            PortBinding(item.port, item.protocol, item.host_ip, item.host_port, item.host_port)
+            for item in published
+        )
+    )
+
+
+def _fits(item: PublishedPort, binding: PortBinding) -> bool:
+    return (
+        (item.port, item.protocol) == (binding.port, binding.protocol)
+        and binding.host_ip in ("", item.host_ip)
+        and binding.host_port in (0, item.host_port)
+    )
 
 
 def _dns_names(request: SandboxRequest, network: Network, config: EndpointConfig) -> tuple[str, ...]:

@@ -59,6 +59,10 @@ class OuterHost:
         """Forward nothing for that key any more."""
         await self._ask("close", key)
 
+    async def shut(self, key: str, protocol: str, port: int) -> None:
+        """Forward one port less, on all host addresses."""
+        await self._ask("shut", key, protocol, str(port))
+
     async def keep(self, keys: set[str]) -> set[str]:
         """Close all but these; those of them that are open."""
         return set((await self._ask("keep", *sorted(keys)))[1:])

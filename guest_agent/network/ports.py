@@ -69,6 +69,15 @@ class ProxyClient:
         """Give back every port of that key."""
         await self.request(["close", key])
 
+    async def shut(self, key: str, protocol: str, port: int) -> None:
+        """Give back one port of that key, on all host addresses. Raises InternalError."""
+        answer = await self.request(["shut", key, protocol, str(port)])
+        if answer[0] != "ok":  # a proxy of an earlier version, which outlives its agent
+            raise InternalError(
+                f"cannot give port {port} back: the port proxy is of an older version",
+                "Restart the containers that publish ports, or the computer.",
+            )
+
     async def keys(self) -> list[str]:
         """Whose ports are open."""
         return (await self.request(["list"]))[1:]

@@ -124,6 +124,16 @@ class Server(Handler):
                     relay.close()
                 self.idle_since = time.monotonic()
                 return "ok"
+            case ["shut", key, protocol, port]:
+                kind = Relay if protocol == "tcp" else UdpRelay
+                for relay in list(self.relays.get(key, ())):
+                    if type(relay) is kind and relay.socket.getsockname()[1] == int(port):
+                        relay.close()
+                        self.relays[key].remove(relay)
+                if not self.relays.get(key, True):
+                    del self.relays[key]
+                self.idle_since = time.monotonic()
+                return "ok"
             case ["list"]:
                 return " ".join(["ok", *self.relays])
             case ["resolve", key, path, ndots, forward, upstream, networks, aliases]:

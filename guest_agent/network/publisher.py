@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any
 
 from guest_agent.kernel import conntrack
 from guest_agent.network import bridge, ports
-from guest_agent.network.firewall import Firewall, Redirect
+from guest_agent.network.firewall import PROTOCOLS, Firewall, Redirect
 from guest_agent.network.outer_host import OuterHost
 from guest_agent.network.ports import PortInUse, ProxyClient
 from guest_agent.network.types import Endpoint, PortBinding, PublishedPort, Sandbox
@@ -103,10 +103,30 @@ class Publisher:
 
         Raises PublishError with dockerd's sentence when a port is taken.
         """
+        self._published[container_id] = []
+        self._redirects[container_id], self._waiting[container_id] = [], []
+        try:
+            return await self.add(container_id, bindings, endpoint, link, default, routed, opened)
+        except BaseException:
+            for kept in (self._published, self._redirects, self._waiting):
+                kept.pop(container_id, None)
+            raise
+
+    async def add(
+        self,
+        container_id: str,
+        bindings: Iterable[PortBinding],
+        endpoint: Endpoint,
+        link: str,
+        default: str,
+        routed: frozenset[int] = frozenset(),
+        opened: frozenset[int] = frozenset(),
+    ) -> list[PublishedPort]:
+        """Publish more ports of a container that `publish` was called for; otherwise the same."""
         bindings = list(bindings)
         ports.check(bindings)
+        known = self._published[container_id]
         published: list[PublishedPort] = []
-        self._published[container_id] = published
         try:
             for binding in bindings:
                 hosts = ports.host_addresses(binding, default)
@@ -128,18 +148,46 @@ class Publisher:
                         "Stop what uses the port (ss -ltnup shows it), or publish another one.",
                     )
                 published += [PublishedPort(binding.port, binding.protocol, host, port) for host in hosts]
+                known += published[-len(hosts) :]
+            known += [item for item in published if not item.host_port]
             found = self._find_redirects([item for item in published if item.host_port], endpoint)
             found += ports.openings(published, _addresses(endpoint, opened))
             at_once = [item for item in found if not (item.loopback and item.protocol == "tcp")]
             await self.settle(found)
             await self._run(self._redirect, link, endpoint.host_interface, at_once)
         except BaseException:
-            del self._published[container_id]
-            await self._close(container_id)
+            for item in published:
+                if item in known:
+                    known.remove(item)
+            await self._shut(container_id, published)
             raise
-        self._redirects[container_id] = at_once
-        self._waiting[container_id] = [item for item in found if item not in at_once]
+        self._redirects.setdefault(container_id, []).extend(at_once)
+        waiting = self._waiting.setdefault(container_id, [])
+        waiting += [item for item in found if item not in at_once]
         return published
+
+    async def remove(
+        self, container_id: str, items: list[PublishedPort], endpoint: Endpoint, opened: frozenset[int]
+    ) -> None:
+        """Publish these ports no more; they are free when this returns, and connections to them are over."""
+        known = self._published.get(container_id, [])
+        known[:] = [item for item in known if item not in items]
+        found = self._find_redirects([item for item in items if item.host_port], endpoint)
+        open_still = {(item.protocol, item.port) for item in known}
+        closed = [item for item in items if (item.protocol, item.port) not in open_still]
+        found += ports.openings(closed, _addresses(endpoint, opened))
+        for kept in (self._redirects, self._waiting):
+            if container_id in kept:
+                kept[container_id] = [item for item in kept[container_id] if item not in found]
+        services = {(PROTOCOLS[item.protocol], item.port) for item in items}
+        await self._run(self._unredirect, found, services)
+        await self._shut(container_id, items)
+
+    async def _shut(self, key: str, items: Iterable[PublishedPort]) -> None:
+        for protocol, port in sorted({(item.protocol, item.host_port) for item in items if item.host_port}):
+            await self._proxy.shut(key, protocol, port)
+            if self._outer is not None:
+                await self._outer.shut(key, protocol, port)
 
     async def answers(self, container_id: str, port: int) -> None:
         """A container takes connections at a host port: let the kernel redirect those to 127.0.0.1, too.
@@ -214,12 +262,12 @@ class Publisher:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _unredirect(self, found: list[Redirect]) -> None:
+    def _unredirect(self, found: list[Redirect], services: Collection[tuple[int, int]] | None = None) -> None:
         self._firewall.unpublish(found)
         # Else clients that go on sending from the same port would be led to an address that is nobody's, or
         # another container's.
         for address in {item.target.packed for item in found}:
-            conntrack.forget(address)
+            conntrack.forget(address, services)
 
 
 def _addresses(endpoint: Endpoint, versions: frozenset[int]) -> list[str]:

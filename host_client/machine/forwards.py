@@ -61,6 +61,9 @@ class Forwards:
                 case ["close", key]:
                     await self.close(key)
                     return "ok"
+                case ["shut", key, protocol, port]:
+                    await self.shut(key, protocol, int(port))
+                    return "ok"
                 case ["keep", *keys]:
                     for key in self._rules.keys() - set(keys):
                         await self.close(key)
@@ -114,6 +117,13 @@ class Forwards:
         """Gives back a container's ports. Raises MachineError when QEMU has gone."""
         for rule in self._rules.pop(key, []):
             await self._remove(rule)
+
+    async def shut(self, key: str, protocol: str, port: int) -> None:
+        """Gives back one port of a container's. Raises MachineError when QEMU has gone."""
+        rules = self._rules.get(key, [])
+        for rule in [item for item in rules if (item[0], item[2]) == (protocol, port)]:
+            await self._remove(rule)
+            rules.remove(rule)
 
 
 def _try_to_bind(protocol: str, host: str, port: int) -> None:

@@ -13,6 +13,7 @@ from guest_agent.api.routes import (
     exec,
     images,
     networks,
+    ports,
     swarm,
     system,
     volumes,
@@ -30,6 +31,7 @@ MODULES = (
     images,
     build,
     networks,
+    ports,
     volumes,
     swarm,
 )

@@ -54,6 +54,11 @@ DIFF = Command(
 
 def port(session: Session, parsed: Parsed) -> int:
     """`wherry port`."""
+    if len(parsed.args) == 3:
+        action, name, spec = parsed.args
+        if action not in ("add", "rm"):
+            raise CliError(f"unknown action '{action}'", "write wherry port add|rm CONTAINER PORT")
+        return _change_port(session, name, action, spec)
     name = parsed.args[0]
     container = session.client.get(f"/containers/{quote(name)}/json")
     published: dict[str, Any] = container["NetworkSettings"].get("Ports") or {}
@@ -99,13 +104,38 @@ def _natural(text: str) -> list[tuple[int, int, str]]:
     return parts
 
 
+def _change_port(session: Session, name: str, action: str, spec: str) -> int:
+    """Publish a port of a container that exists, or publish it no more."""
+    from host_client.cli.options import ports
+
+    try:
+        bindings = ports.published([spec])
+    except ValueError as error:
+        raise CliError(str(error), "write [HOST_ADDRESS:][HOST_PORT:]PORT[/PROTOCOL]")
+    path = f"/wherry/containers/{quote(name)}/ports"
+    for inner, found in bindings.items():
+        for binding in found:
+            address, outer = binding["HostIp"], binding["HostPort"]
+            if action == "rm":
+                session.client.delete(path, {"port": inner, "host_ip": address, "host_port": outer})
+                continue
+            body = {"Port": inner, "HostIp": address, "HostPort": outer}
+            for place in session.client.post(path, None, body)["Published"]:
+                output.line(f"{inner} -> {place}")
+    return 0
+
+
 PORT = Command(
-    "CONTAINER [PRIVATE_PORT[/PROTO]]",
+    "CONTAINER [PRIVATE_PORT[/PROTO]] | add|rm CONTAINER [[ADDRESS:]PORT:]PRIVATE_PORT[/PROTO]",
     port,
     1,
-    2,
+    3,
     complete="container",
-    examples=(("wherry port web 80", "where on the host its port 80 is"),),
+    examples=(
+        ("wherry port web 80", "where on the host its port 80 is"),
+        ("wherry port add web 8080:80", "publish its port 80 as the host's 8080, while it runs"),
+        ("wherry port rm web 8080:80", "publish it no more"),
+    ),
 )
 
 
