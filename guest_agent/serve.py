@@ -21,11 +21,15 @@ from contextlib import ExitStack
 from guest_agent import __version__
 from guest_agent.api.listeners import Listener, group_id, open_listeners
 from guest_agent.engine.config import Config, merge, parse_options, read_file, usage
-from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter, NotSupported
+from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter
 from guest_agent.kernel.malloc import keep_small
 from guest_agent.roots import Roots
 from guest_agent.runtime.client import Begun, begin
 from guest_agent.runtime.spawn import raise_descriptor_limit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from guest_agent.rootless.space import Space
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +61,11 @@ def main(arguments: list[str]) -> int:
         config = merge(read_file(config_file) if config_file else {}, values)
         _set_up_logging(config)
         with ExitStack() as stack:
+            space = _without_root(config) if os.geteuid() != 0 else None
             roots, listeners = _prepare(config, stack)
             monitor = begin(roots)
             raise_descriptor_limit()
-            asyncio.run(_run(roots, config, monitor, listeners, ready))
+            asyncio.run(_run(roots, config, space, monitor, listeners, ready))
         return 0
     except EngineError as error:
         hint = f"\n({error.hint})" if error.hint else ""
@@ -68,10 +73,27 @@ def main(arguments: list[str]) -> int:
         return 1
 
 
+def _without_root(config: Config) -> Space:
+    """Becomes root of a user namespace; what follows is the same as for the host's."""
+    from guest_agent.rootless import places
+    from guest_agent.rootless.space import enter, name_servers
+    from guest_agent.runtime import cgroups
+
+    config.data_root = config.data_root if config.data_root != Config().data_root else places.data_root()
+    config.exec_root = config.exec_root if config.exec_root != Config().exec_root else places.exec_root()
+    try:
+        os.makedirs(config.data_root, mode=0o700, exist_ok=True)
+        os.makedirs(config.exec_root, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise InternalError(f"cannot use {error.filename}: {error.strerror}")
+    space = enter(Roots(config.data_root, config.exec_root))
+    cgroups.take_over()
+    config.dns = config.dns or name_servers(space)
+    return space
+
+
 def _prepare(config: Config, stack: ExitStack) -> tuple[Roots, list[Listener]]:
     """Directories, locks and listening sockets; the stack undoes what has to be undone at the end."""
-    if os.geteuid() != 0:
-        raise NotSupported("the engine must be started as root", hint="Start it with sudo.")
     os.umask(0o022)
     roots = Roots(config.data_root, config.exec_root)
     try:
@@ -111,7 +133,12 @@ def _lock(path: str, what: str, stack: ExitStack) -> None:
 
 
 async def _run(
-    roots: Roots, config: Config, monitor: Begun, listeners: list[Listener], ready: int | None
+    roots: Roots,
+    config: Config,
+    space: Space | None,
+    monitor: Begun,
+    listeners: list[Listener],
+    ready: int | None,
 ) -> None:
     from msgspec import MsgspecError
 
@@ -128,7 +155,7 @@ async def _run(
     try:
         try:
             settle_log_config(LogConfig(), config)  # options that no container could be logged with
-            engine = Engine(roots, config)
+            engine = Engine(roots, config, space)
         except BaseException:
             monitor.abandon()
             raise

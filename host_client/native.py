@@ -6,6 +6,7 @@ Linux only: containers need a Linux kernel. On other systems the engine is in a 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 from host_client.engine_api.endpoint import Endpoint
@@ -22,7 +23,9 @@ def run_directory() -> str:
     if os.geteuid() == 0:
         return SYSTEM_RUN
     base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    return os.path.join(base, NAME)
+    # Who is logged in without a session's directory (su, cron) has a private one, as `rootless.places` has
+    # it.
+    return os.path.join(base, NAME) if os.access(base, os.W_OK) else f"/tmp/{NAME}-{os.getuid()}"
 
 
 def _at(directory: str) -> Endpoint:
@@ -32,7 +35,7 @@ def _at(directory: str) -> Endpoint:
 
 def endpoint() -> Endpoint:
     """The engine's address; nothing may listen there. A user without an engine of their own is given the
-    system's.
+    system's where they may use it.
 
     Raises:
         ConnectError: this is not Linux.
@@ -43,8 +46,9 @@ def endpoint() -> Endpoint:
             "use a virtual machine ('wherry machine init'), or name an engine elsewhere with DOCKER_HOST",
         )
     own = _at(run_directory())
-    if os.geteuid() != 0 and not os.path.exists(own.address):
-        return _at(SYSTEM_RUN)
+    system = _at(SYSTEM_RUN)
+    if os.geteuid() != 0 and not os.path.exists(own.address) and os.access(system.address, os.W_OK):
+        return system
     return own
 
 
@@ -60,13 +64,9 @@ def find_or_start() -> Connection:
     except ConnectError as error:
         if not error.absent:
             raise
-    if os.geteuid() != 0:
-        raise ConnectError(
-            "no engine runs on this machine, and only root can start one",
-            "start it with 'sudo wherry engine serve', or name another one with DOCKER_HOST",
-        )
-    start(run_directory())
-    return Connection(found)
+    directory = run_directory()
+    start(directory)
+    return Connection(_at(directory))
 
 
 def agent_command() -> list[str]:
@@ -81,7 +81,8 @@ def agent_command() -> list[str]:
 
 
 def start(directory: str) -> None:
-    """Start the agent with its defaults and wait until it answers.
+    """Start the agent with its defaults, for a user who is not root a rootless one, and wait until it
+    answers.
 
     It tells by a byte on a pipe, so that nothing has to be tried again and again; the end of the pipe means
     that it has ended. Two commands that find no engine at the same time take turns, and the second finds the
@@ -95,7 +96,13 @@ def start(directory: str) -> None:
 
     log_path = os.path.join(directory, "agent.log")
     try:
-        os.makedirs(directory, mode=0o710, exist_ok=True)
+        os.makedirs(directory, mode=0o710 if os.geteuid() == 0 else 0o700, exist_ok=True)
+        status = os.lstat(directory)
+        if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
+            raise ConnectError(
+                f"cannot start the engine: {directory} is not this user's",
+                "remove it, or set XDG_RUNTIME_DIR to a private directory",
+            )
         lock = os.open(os.path.join(directory, "start.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConnectError(f"cannot start the engine: {error.filename}: {error.strerror}")

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import docker as docker_py
 import pytest
 
 from guest_agent.kernel import syscalls
 from tests.support import images, registry
-from tests.support.cli import Cli
+from tests.support.cli import Cli, eventually
 from tests.support.engine import Engine, OtherEngine, OurEngine
 from tests.support.images import Image
+from tests.support.rootless import RootlessEngine, User, leftovers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rootless", action="store_true", help="run tests/conformance against an engine of an ordinary user"
+    )
     parser.addoption(
         "--oracle",
         metavar="DOCKER_HOST",
@@ -55,8 +61,39 @@ def _needs_root() -> None:
 
 
 @pytest.fixture(scope="session")
-def _session_engine(_needs_root: None, oracle: str | None) -> Iterator[Engine]:
-    engine = OtherEngine(oracle) if oracle else OurEngine().start()
+def user(_needs_root: None) -> Iterator[User]:
+    """An ordinary user with subordinate ids; nothing runs in this user's name in the end."""
+    user = User()
+    try:
+        yield user
+        eventually(lambda: not leftovers(user), what="the user's processes ended")
+    finally:
+        user.close()
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """With `--rootless` it is the user's, who has no way into root's."""
+    if not request.config.getoption("--rootless"):
+        yield tmp_path
+        return
+    user: User = request.getfixturevalue("user")
+    own = Path(tempfile.mkdtemp(prefix="test-", dir=user.home))
+    os.chown(own, user.uid, user.gid)
+    own.chmod(0o777)
+    yield own
+
+
+@pytest.fixture(scope="session")
+def _session_engine(
+    _needs_root: None, oracle: str | None, request: pytest.FixtureRequest
+) -> Iterator[Engine]:
+    if oracle:
+        engine: Engine = OtherEngine(oracle)
+    elif request.config.getoption("--rootless"):
+        engine = RootlessEngine(request.getfixturevalue("user")).start()
+    else:
+        engine = OurEngine().start()
     try:
         engine.docker.ok("load", "--quiet", "--input", images.image("busybox:latest").archive())
         yield engine

@@ -70,7 +70,7 @@ async def create(
     validate.check_create(config, host)
     validate.check_config(config)
     warnings = validate.check_host_config(host, host_facts.limits)
-    warnings += validate.network_warnings(host, host_facts.ip_forwarding)
+    warnings += validate.network_warnings(host, engine.space is not None or host_facts.ip_forwarding)
     if not config.image:
         empty = config == ContainerConfig()
         raise InvalidParameter(

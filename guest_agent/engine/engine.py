@@ -19,13 +19,19 @@ from guest_agent.images.config import RegistryConfig
 from guest_agent.roots import Roots
 from guest_agent.runtime.client import Begun, Monitor
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from guest_agent.rootless.space import Space
+
 
 class Engine:
     """Holds the parts of one engine. `start` before use; `stop_containers` and `close` at the end."""
 
     monitor: Monitor  # from `start` on; a new one when it was lost
 
-    def __init__(self, roots: Roots, config: Config) -> None:
+    def __init__(self, roots: Roots, config: Config, space: Space | None = None) -> None:
+        """`space`: the namespaces of an engine without root."""
+        self.space = space
         self.roots = roots
         self.config = config
         self.events = EventBus()

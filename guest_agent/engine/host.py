@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from guest_agent.kernel import userns
 from guest_agent.runtime import cgroups
 
 
@@ -28,8 +29,10 @@ class Facts:
 def facts() -> Facts:
     """The facts of this host."""
     limits = cgroups.describe()
-    apparmor = _read("/sys/module/apparmor/parameters/enabled") == "Y" and os.path.isdir(
-        "/sys/kernel/security/apparmor"
+    apparmor = (
+        not userns.inside()
+        and _read("/sys/module/apparmor/parameters/enabled") == "Y"
+        and os.path.isdir("/sys/kernel/security/apparmor")
     )
     return Facts(str(limits.get("version")) == "2", limits, apparmor)
 

@@ -14,17 +14,19 @@ from urllib.parse import urlsplit, urlunsplit
 from guest_agent import __version__
 from guest_agent.engine.state import rfc3339
 from guest_agent.images import platforms
+from guest_agent.kernel import userns
 from guest_agent.roots import Roots
 from guest_agent.runtime import cgroups
 
 if TYPE_CHECKING:
     from guest_agent.engine.engine import Engine
+    from guest_agent.rootless.space import Space
 
 INDEX_SERVER = "https://index.docker.io/v1/"
 
 
-def version(newest: str, oldest: str) -> dict[str, Any]:
-    """SystemVersion for the API versions that are served."""
+def version(newest: str, oldest: str, space: Space | None = None) -> dict[str, Any]:
+    """SystemVersion for the API versions that are served; `space`: of an engine without root."""
     facts = {
         "ApiVersion": newest,
         "MinAPIVersion": oldest,
@@ -36,9 +38,16 @@ def version(newest: str, oldest: str) -> dict[str, Any]:
         "BuildTime": "",
     }
     details = facts | {"Experimental": "false", "PythonVersion": platform.python_version()}
+    components = [{"Name": "Engine", "Version": __version__, "Details": details}]
+    if space is not None:
+        rootless = {
+            "NetworkDriver": space.driver or "none",
+            "Ids": str(sum(count for _, _, count in userns.ids())),
+        }
+        components.append({"Name": "Rootless", "Version": __version__, "Details": rootless})
     return {
         "Platform": {"Name": "Wherry"},
-        "Components": [{"Name": "Engine", "Version": __version__, "Details": details}],
+        "Components": components,
         "Version": __version__,
         **facts,
     }
@@ -98,7 +107,8 @@ def describe(engine: Engine, api: tuple[int, int]) -> dict[str, Any]:
         "CPUSet": limits["cpuset"],
         "PidsLimit": limits["pids_limit"],
         "OomKillDisable": limits["oom_kill_disable"],
-        "IPv4Forwarding": _switch("/proc/sys/net/ipv4/ip_forward"),
+        # Without root the network namespace is ours, and forwards.
+        "IPv4Forwarding": engine.space is not None or _switch("/proc/sys/net/ipv4/ip_forward"),
         "Debug": config.debug,
         "NFd": len(os.listdir("/proc/self/fd")) - 1,
         "NGoroutines": len(asyncio.all_tasks()),
@@ -144,7 +154,7 @@ def describe(engine: Engine, api: tuple[int, int]) -> dict[str, Any]:
         "SecurityOptions": _security_options(engine, limits["version"]),
         "FirewallBackend": {"Driver": "nftables"},
         "CDISpecDirs": [],
-        "Warnings": _warnings(limits) or None,
+        "Warnings": _warnings(limits, engine.space) or None,
     }
     if config.default_address_pools:
         info["DefaultAddressPools"] = [
@@ -179,7 +189,7 @@ def _driver_status(root: str) -> list[list[str]]:
         ["Backing Filesystem", _file_system(root)],
         ["Supports d_type", "true"],
         ["Native Overlay Diff", "true"],
-        ["userxattr", "false"],
+        ["userxattr", str(userns.inside()).lower()],
     ]
 
 
@@ -234,6 +244,8 @@ def _security_options(engine: Engine, cgroup_version: str) -> list[str]:
     options = [f"name=seccomp,profile={config.seccomp_profile}"]
     if (config.default_cgroupns_mode or ("private" if cgroup_version == "2" else "host")) == "private":
         options.append("name=cgroupns")
+    if engine.space is not None:
+        options.append("name=rootless")
     if config.no_new_privileges:
         options.append("name=no-new-privileges")
     return options
@@ -249,8 +261,20 @@ _LIMIT_WARNINGS = {
 }
 
 
-def _warnings(limits: dict[str, Any]) -> list[str]:
-    warnings = [text for limit, text in _LIMIT_WARNINGS.items() if not limits[limit]]
-    if not _switch("/proc/sys/net/ipv4/ip_forward"):
+def _warnings(limits: dict[str, Any], space: Space | None) -> list[str]:
+    if limits["driver"] == "none":
+        # dockerd's words
+        remedy = {
+            "1": "To enable cgroups in rootless-mode, you need to boot the system in cgroup v2 mode.",
+            "2": "Systemd is required to enable cgroups in rootless-mode.",
+        }
+        warnings = [f"WARNING: Running in rootless-mode without cgroups. {remedy[limits['version']]}"]
+    else:
+        warnings = [text for limit, text in _LIMIT_WARNINGS.items() if not limits[limit]]
+    if space is None and not _switch("/proc/sys/net/ipv4/ip_forward"):
         warnings.append("WARNING: IPv4 forwarding is disabled.")
+    if space is not None and space.single_id:
+        warnings.append(f"WARNING: Containers have one user and group id only: {space.single_id}.")
+    if space is not None and not space.driver:
+        warnings.append(f"WARNING: Containers cannot reach the network: {space.no_driver}.")
     return warnings

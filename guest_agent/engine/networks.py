@@ -33,8 +33,11 @@ LIST_FILTERS = frozenset(("dangling", "driver", "id", "label", "name", "scope", 
 PRUNE_FILTERS = frozenset(("label", "label!", "until"))
 
 
-def network_config(config: Config) -> NetworkConfig:
-    """The network side's part of the engine's settings. Raises InvalidParameter for malformed pools."""
+def network_config(config: Config, namespace: int = -1) -> NetworkConfig:
+    """The network side's part of the engine's settings. Raises InvalidParameter for malformed pools.
+
+    `namespace`: the network namespace of an engine without root.
+    """
     try:
         pools = tuple((str(pool["base"]), int(pool["size"])) for pool in config.default_address_pools)
     except (KeyError, ValueError, TypeError):
@@ -55,6 +58,7 @@ def network_config(config: Config) -> NetworkConfig:
         ip_masq=config.ip_masq,
         host_gateway_ip=config.host_gateway_ip,
         outer_host=config.outer_host,
+        namespace=namespace,
         dns=tuple(config.dns),
         dns_search=tuple(config.dns_search),
         dns_opts=tuple(config.dns_opts),
@@ -66,7 +70,9 @@ class Networks:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._manager = NetworkManager(engine.roots, network_config(engine.config))
+        self._manager = NetworkManager(
+            engine.roots, network_config(engine.config, engine.space.network if engine.space else -1)
+        )
         self.start = self._manager.start
         self.ready = self._manager.ready
         self.close = self._manager.close

@@ -7,7 +7,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from guest_agent.errors import Conflict, InternalError, NotFound
+from guest_agent.errors import Conflict, InternalError, NotFound, NotSupported
 from guest_agent.runtime import cgroups
 
 from . import health
@@ -37,6 +37,11 @@ async def pause(engine: Engine, container: Container) -> None:
         except OSError as error:
             if error.errno in GONE:
                 raise Conflict(f"container {container.id} is not running")
+            if error.errno == errno.EOPNOTSUPP:
+                raise NotSupported(
+                    f"cannot pause container {container.id}: {error.strerror}",
+                    hint="Stop it, or have cgroup v2 delegated to the user (docs/rootless.md).",
+                )
             raise InternalError(f"cannot pause container {container.id}: {error.strerror or error}")
         state.paused = True
         health.stop(container)
@@ -69,7 +74,10 @@ async def thaw(engine: Engine, container: Container) -> None:
 def cgroup(engine: Engine, container: Container) -> cgroups.Cgroup:
     """The container's control group."""
     parent = container.host_config.cgroup_parent or engine.config.cgroup_parent
-    return cgroups.open(container.id, os.path.join("/", parent)) if parent else cgroups.open(container.id)
+    group = cgroups.open(container.id, os.path.join("/", parent)) if parent else cgroups.open(container.id)
+    if container.pid:
+        group.follow(container.pid)
+    return group
 
 
 async def resize(engine: Engine, container: Container, rows: int, columns: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guest_agent.errors import InvalidParameter
+from guest_agent.kernel import userns
 from guest_agent.runtime import capabilities
 from guest_agent.runtime.cgroups import DEFAULT_PARENT
 
@@ -208,7 +209,8 @@ def _sysctls(record: Record, own_namespaces: set[str]) -> dict[str, str]:
     values: dict[str, str] = {}
     if has_own_network(host.network_mode) and not record.config.network_disabled:
         # Echo sockets and low ports without capabilities, as Docker has it since 20.10.
-        values["net.ipv4.ping_group_range"] = "0 2147483647"
+        groups = userns.last_group() if userns.inside() else 2147483647
+        values["net.ipv4.ping_group_range"] = f"0 {groups}"
         values["net.ipv4.ip_unprivileged_port_start"] = "0"
     for name, value in (host.sysctls or {}).items():
         _check_sysctl(name, host.network_mode, own_namespaces)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from guest_agent.errors import InvalidParameter
+from guest_agent.kernel import userns
 
 from .container_config import DeviceMapping
 
@@ -62,6 +63,7 @@ def device_node(path: str, inside: str) -> dict[str, Any] | None:
         "fileMode": stat.S_IMODE(info.st_mode),
         "uid": info.st_uid,
         "gid": info.st_gid,
+        "hostPath": path,
     }
     if kind != "p":
         node |= {"major": os.major(info.st_rdev), "minor": os.minor(info.st_rdev)}
@@ -87,8 +89,8 @@ def host_devices() -> list[dict[str, Any]]:
             node = device_node(path, path)
         except OSError:
             continue
-        if node is not None:
-            nodes.append(node)
+        if node is not None and not (userns.inside() and not os.access(path, os.R_OK)):
+            nodes.append(node)  # without root those that the user may open
     return nodes
 
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from guest_agent.errors import InternalError
+from guest_agent.kernel import userns
 
 from .container import Record
 from .mountinfo import propagation_of
 from .mounts import merge_tmpfs_options, tmpfs_options
 from .security import SecurityOptions
 
+_TTY_GROUP = 5
 _DEFAULTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("/proc", "proc", "proc", ("nosuid", "noexec", "nodev")),
     ("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
@@ -19,7 +21,7 @@ _DEFAULTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         "/dev/pts",
         "devpts",
         "devpts",
-        ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", f"gid={_TTY_GROUP}"),
     ),
     ("/sys", "sysfs", "sysfs", ("nosuid", "noexec", "nodev", "ro")),
     ("/sys/fs/cgroup", "cgroup", "cgroup", ("ro", "nosuid", "noexec", "nodev")),
@@ -97,6 +99,8 @@ def _default_mounts(record: Record, security: SecurityOptions, mine: set[str]) -
             if host.ipc_mode == "none":
                 continue
             options = (*options, f"size={host.shm_size}")
+        if kind == "devpts" and userns.last_group() < _TTY_GROUP:
+            options = tuple(option for option in options if not option.startswith("gid="))
         if writable.get(destination):
             options = tuple(option for option in options if option != "ro")
         elif host.readonly_rootfs and destination not in _STAY_WRITABLE and "ro" not in options:

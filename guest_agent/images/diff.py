@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guest_agent.errors import NotFound
-from guest_agent.images.layer import OPAQUE_MARKER, OPAQUE_XATTR, WHITEOUT, is_whiteout
+from guest_agent.images.layer import OPAQUE_MARKER, WHITEOUT, is_whiteout
 from guest_agent.images.tar import Entry, TarWriter
 from guest_agent.images.tree import TreeWriter
+from guest_agent.kernel.overlay import opaque_xattr
 from guest_agent.kernel.paths import O_PATH, open_in_root
 from guest_agent.kernel.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 
@@ -308,6 +309,6 @@ def _capability(fd: int, details: os.stat_result) -> bytes:
 
 def _is_opaque(fd: int) -> bool:
     try:
-        return os.getxattr(f"/proc/self/fd/{fd}", OPAQUE_XATTR) == b"y"
+        return os.getxattr(f"/proc/self/fd/{fd}", opaque_xattr()) == b"y"
     except OSError:
         return False

@@ -21,6 +21,7 @@ from guest_agent.errors import EngineError
 from guest_agent.images import tar
 from guest_agent.images.content import DiskFull
 from guest_agent.images.tar import Entry, TarError, TarReader
+from guest_agent.kernel import userns
 from guest_agent.kernel.paths import O_PATH, RootFd, open_in_root
 from guest_agent.kernel.trees import remove_tree
 
@@ -222,6 +223,8 @@ class Extractor:
     def _device(self, parent: int, path: str, name: str, entry: Entry) -> None:
         if not 0 <= entry.major < 1 << 12 or not 0 <= entry.minor < 1 << 20:
             raise TarError(f"archive/tar: invalid device number of {entry.name!r}")
+        if entry.type != tar.FIFO and userns.inside():
+            return  # nobody but the host's root makes device nodes; dockerd leaves them out, too
         mode = _TYPE_BITS[entry.type] | 0o600
         self._replacing(
             parent, path, lambda: os.mknod(name, mode, os.makedev(entry.major, entry.minor), dir_fd=parent)
@@ -325,16 +328,21 @@ class Extractor:
 
     def _metadata(self, fd: int, entry: Entry) -> None:
         """Owner, mode and attributes, in this order."""
-        uid, gid = self._owner or (entry.uid, entry.gid)
+        uid, gid = self._owner_of(entry)
         if uid or gid or self._chown_root or entry.type == tar.DIRECTORY:
             os.fchown(fd, uid, gid)
         os.fchmod(fd, entry.mode)
         if entry.xattrs:
             _set_xattrs(fd, entry, follow=True)
 
+    def _owner_of(self, entry: Entry) -> tuple[int, int]:
+        if userns.single():
+            return 0, 0  # nobody else exists here
+        return self._owner or (entry.uid, entry.gid)
+
     def _metadata_by_name(self, parent: int, name: str, entry: Entry) -> None:
         """The same for what is not opened: links, devices and FIFOs. `name` was made by us just now."""
-        uid, gid = self._owner or (entry.uid, entry.gid)
+        uid, gid = self._owner_of(entry)
         os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
         if entry.type != tar.SYMLINK:
             # A container that runs may have put a link in its place, which chmod(2) would follow

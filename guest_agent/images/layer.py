@@ -3,7 +3,7 @@
 OCI image-spec layer.md: `.wh.NAME` hides NAME of the layers below, `.wh..wh..opq` hides all that the layers
 below have in its directory. Both act on lower layers only, wherever in the archive they stand.
 Overlay (kernel, Documentation/filesystems/overlayfs.rst): a character device 0:0, and the xattr
-trusted.overlay.opaque=y.
+trusted.overlay.opaque=y (user.overlay.opaque in a user namespace).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from guest_agent.images import tar
 from guest_agent.images.extract import LIMITS, Extractor, Limits, clean, explain
 from guest_agent.images.tar import Entry, TarError, TarReader
+from guest_agent.kernel.overlay import opaque_xattr
 from guest_agent.kernel.paths import O_PATH, RootFd, open_in_root
 from guest_agent.kernel.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 
 WHITEOUT = ".wh."
 OPAQUE_MARKER = ".wh..wh..opq"
 _META = ".wh..wh."  # aufs' own bookkeeping
-OPAQUE_XATTR = "trusted.overlay.opaque"
 _INSIDE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -91,7 +91,7 @@ class LayerExtractor(Extractor):
             self._dir(path)
             fd = open_in_root(self._root.fd, path or ".", _OPEN_DIR)
             try:
-                os.setxattr(fd, OPAQUE_XATTR, b"y")
+                os.setxattr(fd, opaque_xattr(), b"y")
             finally:
                 os.close(fd)
         except OSError as e:
@@ -112,7 +112,7 @@ class LayerExtractor(Extractor):
             pass
         made = super()._make_dir(parent, path, name, implied)
         if replaced:
-            os.setxattr(f"/proc/self/fd/{parent}/{name}", OPAQUE_XATTR, b"y", follow_symlinks=False)
+            os.setxattr(f"/proc/self/fd/{parent}/{name}", opaque_xattr(), b"y", follow_symlinks=False)
         if made and implied:
             self._implied.add(path)
         return made
@@ -177,7 +177,7 @@ def copy_dir_metadata(source: int, target: int) -> None:
     os.fchown(target, st.st_uid, st.st_gid)
     os.fchmod(target, stat.S_IMODE(st.st_mode))
     for name in os.listxattr(source):
-        if not name.startswith("trusted.overlay."):
+        if not name.startswith(("trusted.overlay.", "user.overlay.")):
             try:
                 os.setxattr(target, name, os.getxattr(source, name))
             except OSError as e:

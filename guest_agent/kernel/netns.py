@@ -42,6 +42,11 @@ def enter(namespace: int, function: Callable[[int], T]) -> T:
     return result
 
 
+def stay_in(namespace: int) -> None:
+    """Joins the namespace for good: for a thread that does nothing else, and its children. Raises OSError."""
+    setns(namespace, CLONE_NEWNET)
+
+
 def _in_thread(enter: Callable[[], int], function: Callable[[int], T]) -> tuple[int, T]:
     def work() -> tuple[int, T]:
         fd = enter()

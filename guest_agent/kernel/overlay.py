@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from . import syscalls
+from . import syscalls, userns
 from .syscalls import FsContext
 
 # Since Linux 6.8 overlay takes its lower layers one by one. Before, they are one option string that must fit
@@ -15,6 +15,15 @@ _LAYER_BY_LAYER = syscalls.LINUX >= (6, 8)
 # Features some kernels have on by default. With them a writable directory holds names and contents that only
 # its own mount understands, and could not be compared or made a layer of.
 _PLAIN = ("redirect_dir", "metacopy", "index")
+
+
+def opaque_xattr() -> str:
+    """The attribute of a directory that hides what the layers below have in it.
+
+    In a user namespace overlay keeps its attributes among those a user may set (option `userxattr`, Linux
+    5.11).
+    """
+    return "user.overlay.opaque" if userns.inside() else "trusted.overlay.opaque"
 
 
 def open_overlay(
@@ -52,6 +61,11 @@ def open_overlay(
             os.close(fd)
 
 
+def _plain() -> tuple[str, ...]:
+    # What `userxattr` excludes need not be turned off, nor may it be named.
+    return _PLAIN[2:] if userns.inside() else _PLAIN
+
+
 def _layer_by_layer(lower: list[str], upper: str, work: str) -> int:
     with FsContext("overlay") as context:
         context.set("source", "overlay")
@@ -60,8 +74,10 @@ def _layer_by_layer(lower: list[str], upper: str, work: str) -> int:
         if upper:
             context.set("upperdir", upper)
             context.set("workdir", work)
-            for option in _PLAIN:
+            for option in _plain():
                 context.set(option, "off")
+            if userns.inside():
+                context.flag("userxattr")
         context.create()
         return context.mount()
 
@@ -69,7 +85,8 @@ def _layer_by_layer(lower: list[str], upper: str, work: str) -> int:
 def _in_one_string(lower: list[str], upper: str, work: str, staging: str) -> int:
     data = "lowerdir=" + ":".join(lower)
     if upper:
-        data += f",upperdir={upper},workdir={work}," + ",".join(f"{option}=off" for option in _PLAIN)
+        data += f",upperdir={upper},workdir={work}," + ",".join(f"{option}=off" for option in _plain())
+        data += ",userxattr" if userns.inside() else ""
     syscalls.mount("overlay", staging, "overlay", 0, data)
     try:
         return syscalls.open_tree(syscalls.AT_FDCWD, staging, syscalls.OPEN_TREE_CLONE)

@@ -10,9 +10,11 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from guest_agent.errors import Conflict, EngineError, Forbidden, InternalError, NotFound, Unavailable
+from guest_agent.kernel import netlink, netns
 from guest_agent.network import coexist, naming
 from guest_agent.network.bridge import Wire
 from guest_agent.network.connector import Connector, Membership, outward
@@ -60,11 +62,15 @@ class NetworkManager:
         self._namespaces: dict[str, int] = {}  # container id -> descriptor of its network namespace
         self._attaching: Counter[str] = Counter()  # networks, by id, that containers are about to be on
         self._changes = asyncio.Lock()  # held while networks, or who is on them, are changed
-        self._workers = ThreadPoolExecutor(4, thread_name_prefix="network")
-        self._background = background_worker()
+        # All that is done to networks is done by these threads: in a rootless engine they are in a namespace
+        # that the rest of it is not in.
+        self._workers = ThreadPoolExecutor(
+            4, thread_name_prefix="network", initializer=partial(_stay_in, config.namespace)
+        )
+        self._background = background_worker(partial(_stay_in, config.namespace))
         self._connector = Connector(self._definitions, self._background, self._run)
         self._firewall = Firewall(self._table)
-        self._proxy = ProxyClient(roots, lambda: self._spawn(self._restore), self._answers)
+        self._proxy = ProxyClient(roots, lambda: self._spawn(self._restore), self._answers, config.namespace)
         self._outer = OuterHost(config.outer_host) if config.outer_host else None
         self._publisher = Publisher(self._proxy, self._firewall, self._run, self._outer)
         self._resolvers = Resolvers(self._proxy, self._run)
@@ -98,7 +104,11 @@ class NetworkManager:
         except OSError as error:
             log.error("cannot set up networks: the firewall's rules were refused: %s", error)
             raise
-        self._watch = RuleWatch(self._table, lambda: self._spawn(self._repair_firewall))
+        self._watch = RuleWatch(
+            self._table,
+            lambda: self._spawn(self._repair_firewall),
+            await self._run(netlink.Netlink, netlink.NETLINK_NETFILTER),
+        )
         await self._resolvers.keep(self._records)
         await self._restore()
 
@@ -577,3 +587,8 @@ def _dns_names(request: SandboxRequest, network: Network, config: EndpointConfig
         return ()
     names = (request.name, *config.aliases, request.container_id[:12], request.hostname)
     return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _stay_in(namespace: int) -> None:
+    if namespace >= 0:
+        netns.stay_in(namespace)

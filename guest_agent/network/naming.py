@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from guest_agent.kernel import userns
 from guest_agent.roots import Roots
 
 DEFAULT_DATA_ROOT = "/var/lib/wherry"
@@ -29,7 +30,13 @@ def _digest(roots: Roots) -> str:
 
 @contextmanager
 def subnet_lock() -> Iterator[None]:
-    """Held while a free subnet is looked for and taken, so that two engines never choose the same."""
+    """Held while a free subnet is looked for and taken, so that two engines never choose the same.
+
+    An engine without root has a network namespace to itself, and no business in /run.
+    """
+    if userns.inside():
+        yield
+        return
     fd = os.open("/run/wherry-networks.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

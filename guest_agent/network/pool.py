@@ -99,10 +99,11 @@ class ReadyPool:
         self.drain()
 
 
-def background_worker() -> ThreadPoolExecutor:
-    """One thread of low priority for work nobody waits for."""
+def background_worker(begin: Callable[[], None]) -> ThreadPoolExecutor:
+    """One thread of low priority for work nobody waits for. It calls `begin` first."""
 
     def lower() -> None:
+        begin()
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICE)
 
     return ThreadPoolExecutor(1, thread_name_prefix="network-background", initializer=lower)

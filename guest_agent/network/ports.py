@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from guest_agent.errors import InternalError, InvalidParameter, NotSupported
+from guest_agent.kernel import userns
 from guest_agent.network.firewall import PROTOCOLS, Redirect
 from guest_agent.network.types import PortBinding, PublishedPort
 from guest_agent.roots import Roots
@@ -35,11 +36,17 @@ class ProxyClient:
     """The port proxy of this engine, started when it is first needed."""
 
     def __init__(
-        self, roots: Roots, on_lost: Callable[[], None], on_answer: Callable[[str, int], None]
+        self,
+        roots: Roots,
+        on_lost: Callable[[], None],
+        on_answer: Callable[[str, int], None],
+        namespace: int = -1,
     ) -> None:
         """Both are called on the event loop: `on_lost` when the proxy has ended, `on_answer` (key, host port)
-        when a container has first taken a connection by way of the proxy.
+        when a container has first taken a connection by way of the proxy. `namespace`: a descriptor of the
+        network namespace where the containers can be reached, if that is not the one we are in.
         """
+        self._namespace = namespace
         self._on_answer = on_answer
         self._path = roots.run_path("proxy.sock")
         self._on_lost = on_lost
@@ -161,8 +168,15 @@ class ProxyClient:
     def _start(self) -> None:
         # Isolated: neither the environment nor the working directory can slip it other code.
         code = f"import sys; sys.path.insert(0, {_SOURCE!r}); from guest_agent.network.proxy import main; "
-        command = [sys.executable, "-I", "-S", "-c", code + "main(sys.argv[1])", self._path]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        command = [sys.executable, "-I", "-S", "-c", code + "main(*sys.argv[1:])", self._path]
+        fds = [self._namespace] if self._namespace >= 0 else []
+        done = subprocess.run(
+            [*command, *map(str, fds)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            pass_fds=fds,
+        )
         if done.returncode != 0:
             text = done.stderr.decode(errors="replace").strip().splitlines()
             raise InternalError(f"cannot start the port proxy: {text[-1] if text else 'it died'}")
@@ -239,8 +253,26 @@ def failure(error: PortInUse, binding: PortBinding, target: str, ours: bool) -> 
     host = port_text(error.host)
     if error.errno == errno.EADDRINUSE and ours:
         return f"Bind for {host}:{error.port} failed: port is already allocated"
+    if error.errno == errno.EACCES and userns.inside():
+        # dockerd's words without root, as rootlesskit has them
+        return (
+            f"cannot expose privileged port {error.port}, you can add 'net.ipv4.ip_unprivileged_port_start="
+            f"{error.port}' to /etc/sysctl.conf (currently {_first_free_port()}), or choose a larger "
+            f"port number "
+            f"(>= {_first_free_port()}): listen {binding.protocol} {host}:{error.port}: bind: permission "
+            f"denied"
+        )
     where = f"{host}:{error.port}:{port_text(target)}:{binding.port}/{binding.protocol}"
     return f"failed to bind host port for {where}: {os.strerror(error.errno).lower()}"
+
+
+def _first_free_port() -> str:
+    """The lowest port that needs no privilege."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return "1024"
 
 
 def _ipv6_enabled() -> bool:

@@ -95,6 +95,7 @@ class Server(Handler):
         self.idle_since = time.monotonic()
         self.ending = False
         self.watchers: set[Control] = set()
+        self.bind = bind
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             os.unlink(path)
@@ -203,7 +204,7 @@ class Server(Handler):
             bound: list[socket.socket] = []
             for host in hosts:
                 try:
-                    bound.append(bind(protocol, host, port))
+                    bound.append(self.bind(protocol, host, port))
                 except OSError as error:
                     failure = f"error {error.errno or errno.EIO} {port} {host}"
                     break
@@ -280,8 +281,12 @@ def bind(protocol: str, host: str, port: int) -> socket.socket:
     return bound
 
 
-def main(path: str) -> None:
-    """Become a daemon and serve. The starter sees success once the control socket accepts connections."""
+def main(path: str, namespace: str = "") -> None:
+    """Become a daemon and serve. The starter sees success once the control socket accepts connections.
+
+    `namespace`: an inherited descriptor of the network namespace the containers are reached in, when it is
+    not the one whose addresses ports are published on.
+    """
     server = Server(path)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -294,4 +299,11 @@ def main(path: str) -> None:
     os.chdir("/")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    if namespace:
+        from guest_agent.kernel.netns import stay_in
+        from guest_agent.network.host_binder import HostBinder
+
+        server.bind = HostBinder(bind).bind
+        stay_in(int(namespace))
+        os.close(int(namespace))
     server.run()

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 
 from guest_agent.kernel import nftables as nft
-from guest_agent.kernel.netlink import NETLINK_NETFILTER, Netlink
+from guest_agent.kernel.netlink import Netlink
 from guest_agent.network import coexist
 
 DELAY = 0.2  # seconds: a firewall that restarts makes many changes in a row
@@ -18,12 +18,13 @@ DELAY = 0.2  # seconds: a firewall that restarts makes many changes in a row
 class RuleWatch:
     """Calls `changed` on the event loop after changes by others, or by ourselves: it has to check."""
 
-    def __init__(self, table: str, changed: Callable[[], None]) -> None:
+    def __init__(self, table: str, changed: Callable[[], None], kernel: Netlink) -> None:
+        """`kernel`: a socket to netfilter, in the namespace whose rules these are; ours from now on."""
         self._table = table
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._kernel = Netlink(NETLINK_NETFILTER)
+        self._kernel = kernel
         self._kernel.join(nft.GROUP)
         self._loop.add_reader(self._kernel.fileno(), self._ready)
 

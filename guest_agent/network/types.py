@@ -36,6 +36,7 @@ class NetworkConfig:
     dns_search: tuple[str, ...] = ()
     dns_opts: tuple[str, ...] = ()
     outer_host: str = ""  # in a virtual machine: the device to its supervisor, see `outer_host`
+    namespace: int = -1  # descriptor of the network namespace for all of it; -1: the host's, which we are in
     host_gateway_ip: str = ""  # what `host-gateway` means in --add-host; empty: the default bridge's address
 
 

@@ -75,14 +75,13 @@ class Host:
         os.makedirs(self.staging, mode=0o755, exist_ok=True)  # a user namespace's root must get into it
         os.makedirs(os.path.join(run, "containers"), mode=0o700, exist_ok=True)
         self.signals = changed_signals()
-        network = os.stat("/proc/self/ns/net")
-        self.network = (network.st_dev, network.st_ino)
+        self.namespaces = launch.own_namespaces()
 
     def job(self, request: dict[str, Any]) -> launch.Job:
         """A job with what is the same for all."""
         job = launch.Job(request)
         job.staging = self.staging
-        job.host_network = self.network
+        job.host_namespaces = self.namespaces
         job.oom_score_adj = self.oom_score_adj
         job.limits = self.limits
         job.signals = self.signals

@@ -94,6 +94,7 @@ class Container:
             if failure:
                 self._clean_up()
             else:
+                self._cgroup.follow(self.init.pid)
                 self._host.spare.prepare()
             on_start(failure)
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 
+from guest_agent.kernel import syscalls as s
+from guest_agent.kernel import userns
 from guest_agent.kernel.paths import RootFd
 from guest_agent.kernel.syscalls import FsContext
 
@@ -32,7 +34,7 @@ _LINKS = (
     ("ptmx", "pts/ptmx"),
 )
 _KINDS = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
-_EEXIST, _EINVAL = 17, 22
+_EINVAL, _ENXIO = 22, 6
 
 
 def new_dev(source: str, options: MountOptions, owner: tuple[int, int]) -> int:
@@ -46,7 +48,7 @@ def new_dev(source: str, options: MountOptions, owner: tuple[int, int]) -> int:
         tree = context.mount(options.set)
     if owner != (0, 0):
         os.chown(f"/proc/self/fd/{tree}", *owner)
-    for name, major, minor in _DEFAULT:
+    for name, major, minor in () if userns.inside() else _DEFAULT:
         os.mknod(name, 0o020666, os.makedev(major, minor), dir_fd=tree)
         if owner != (0, 0):
             os.chown(name, *owner, dir_fd=tree)
@@ -55,6 +57,28 @@ def new_dev(source: str, options: MountOptions, owner: tuple[int, int]) -> int:
         if owner != (0, 0):
             os.chown(name, *owner, dir_fd=tree, follow_symlinks=False)
     return tree
+
+
+def host_nodes(devices: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Where nodes cannot be made: the host's own, for /dev and for OCI `linux.devices` entries, as detached
+    mounts by their paths in the container.
+    """
+    wanted = [(f"/dev/{name}", f"/dev/{name}", major, minor) for name, major, minor in _DEFAULT]
+    for device in devices:
+        number = device["major"], device["minor"]
+        wanted.append((device["path"], device.get("hostPath") or device["path"], *number))
+    found = []
+    for inside, path, major, minor in wanted:
+        try:
+            tree = s.open_tree(s.AT_FDCWD, path, s.OPEN_TREE_CLONE)
+            if os.fstat(tree).st_rdev != os.makedev(major, minor):
+                os.close(tree)
+                raise OSError(_ENXIO, "is another device", path)
+            s.mount_setattr(tree, "", s.AT_EMPTY_PATH, propagation=s.MS_PRIVATE)
+        except OSError as e:
+            raise in_init("devices", f'error creating device nodes: bind "{path}"', e) from e
+        found.append((inside, tree))
+    return found
 
 
 def add_device(root: RootFd, device: dict[str, Any], top: str, owner: tuple[int, int]) -> None:

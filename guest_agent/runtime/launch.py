@@ -19,12 +19,14 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from guest_agent.kernel import syscalls as s
 from guest_agent.kernel.overlay import open_overlay
 from guest_agent.kernel.paths import O_PATH, RootFd
+from guest_agent.kernel.userns import inside as in_user_namespace
+from guest_agent.kernel.userns import may_set_groups
 
 from . import cgroups, console, process, protocol, users
 from .capabilities import DEFAULT
-from .devices import add_device
+from .devices import add_device, host_nodes
 from .idmap import Mappings, mapped, mapped_overlay
-from .mounts import CgroupView, Mount, Rootfs, open_binds, open_dev, open_sysfs
+from .mounts import CgroupView, Mount, Rootfs, bind_of_host, open_binds, open_dev, open_sysfs
 from .process import SYNC_FD
 from .stage import StageError, in_init
 
@@ -81,7 +83,7 @@ class Job:
         self.staging = ""  # an empty directory of ours
         self.oom_score_adj: int | None = None  # where the process asks for none
         self.limits: list[dict[str, Any]] = []  # OCI rlimits where the process asks for no others
-        self.host_network = (0, 0)  # device and inode of the host's network namespace
+        self.host_namespaces: dict[str, tuple[int, int]] = {}  # `own_namespaces` of the monitor
 
     def descriptors(self) -> list[int]:
         """What must stay open for now."""
@@ -185,7 +187,7 @@ def start(job: Job) -> None:
     _set_sysctls(job, linux.get("sysctl") or {}, new, join)
 
     if sources is None:
-        sources = Sources(job, config)
+        sources = Sources(job, config, _of_host(job, new))
         sources.open()
     rootfs = _furnish(job, config, sources, bool(new & s.CLONE_NEWCGROUP))
     spec = config["process"]
@@ -286,10 +288,25 @@ def _rehearse() -> None:
 
 
 def _join_running(pidfd: int, namespaces: int) -> None:
+    if in_user_namespace():
+        namespaces &= _others(pidfd)  # the host's, which we are in, may not be joined again
     try:
         s.setns(pidfd, namespaces)
     except OSError as e:
         raise in_init("namespaces", "error joining the container's namespaces: setns", e) from e
+
+
+def _others(pidfd: int) -> int:
+    """The CLONE_NEW* flags of the namespaces in which the process behind `pidfd` is and we are not."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        pid = next(line.split()[1] for line in file if line.startswith("Pid:"))
+    flags = 0
+    for kind, flag in _NAMESPACES.items():
+        name = {"mount": "mnt", "network": "net"}.get(kind, kind)
+        theirs, ours = os.stat(f"/proc/{pid}/ns/{name}"), os.stat(f"/proc/self/ns/{name}")
+        if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
+            flags |= flag
+    return flags
 
 
 def _join_cgroup(job: Job) -> None:
@@ -416,13 +433,43 @@ def _is_host_network(job: Job, path: str) -> bool:
     if not path:
         return False
     status = os.stat(path)
-    return (status.st_dev, status.st_ino) == job.host_network
+    return (status.st_dev, status.st_ino) == job.host_namespaces["net"]
+
+
+def own_namespaces() -> dict[str, tuple[int, int]]:
+    """Device and inode of the namespaces that kernel file systems are mounted for."""
+    found = {}
+    for name in ("net", "pid", "ipc"):
+        status = os.stat(f"/proc/self/ns/{name}")
+        found[name] = (status.st_dev, status.st_ino)
+    return found
+
+
+def _of_host(job: Job, new: int) -> set[str]:
+    """The kernel file systems that a user namespace may not mount, since they show namespaces of the
+    host's.
+    """
+    if not in_user_namespace():
+        return set()
+    own = own_namespaces()
+    flags = {
+        "sysfs": (s.CLONE_NEWNET, "net"),
+        "proc": (s.CLONE_NEWPID, "pid"),
+        "mqueue": (s.CLONE_NEWIPC, "ipc"),
+    }
+    return {
+        kind
+        for kind, (flag, name) in flags.items()
+        if not new & flag and own[name] == job.host_namespaces[name]
+    }
 
 
 class Sources:
     """The detached mounts that the container's tree will be made of, as far as the host has to lend them."""
 
-    def __init__(self, job: Job, config: dict[str, Any]) -> None:
+    def __init__(self, job: Job, config: dict[str, Any], of_host: set[str]) -> None:
+        """`of_host`: kinds of mounts that can only be bound from the host's."""
+        self._of_host = of_host
         self._job = job
         self._config = config
         self.staging = job.staging
@@ -430,6 +477,7 @@ class Sources:
         self.devices: list[dict[str, Any]] = list(config.get("linux", {}).get("devices") or ())
         self.init = -1
         self.root = -1
+        self.nodes: list[tuple[str, int]] = []  # of the host, where none can be made
 
     def open(self, userns: int = -1, owner: tuple[int, int] = (0, 0)) -> None:
         """Opens everything, in a mount namespace of our own, and cuts that off from the host's.
@@ -437,6 +485,11 @@ class Sources:
         `userns`: the user namespace through which the root's files are to be seen; `owner` is its root.
         """
         open_binds(self.mounts)
+        bind_of_host(self.mounts, self._of_host)
+        if in_user_namespace():
+            made = [device for device in self.devices if device.get("type") == "p"]
+            self.nodes = host_nodes([device for device in self.devices if device not in made])
+            self.devices = made
         if self._config["process"].get("init"):
             self.init = _open_init()
         root = self._job.request["rootfs"]
@@ -472,7 +525,7 @@ def _enter_user_namespace(job: Job, config: dict[str, Any], new: int) -> Sources
     mappings = Mappings(config["linux"])
     userns = mappings.new_namespace()
     s.unshare(s.CLONE_NEWNS)
-    sources = Sources(job, config)
+    sources = Sources(job, config, _of_host(job, new))
     sources.open(userns, mappings.root)
     if not new & s.CLONE_NEWNET:
         # Of a network that is not its own a user namespace gets no sysfs.
@@ -509,7 +562,8 @@ def _become_root_of(userns: int) -> None:
     try:
         if userns >= 0:
             s.setns(userns, s.CLONE_NEWUSER)
-        os.setgroups(())
+        if may_set_groups():
+            os.setgroups(())
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     except OSError as e:
@@ -523,11 +577,15 @@ def _furnish(job: Job, config: dict[str, Any], sources: Sources, own_cgroup_name
         rootfs = Rootfs(sources.root, sources.staging)
     except OSError as e:
         raise in_init("rootfs", "error preparing rootfs", e) from e
-    view = CgroupView(job.cgroup.path if job.cgroup else "/", cgroups.hierarchies(), own_cgroup_namespace)
+    view = CgroupView(
+        job.cgroup.path if job.cgroup else "/", cgroups.hierarchies(), own_cgroup_namespace, cgroups.managed()
+    )
     for mount in sources.mounts:
         rootfs.mount(mount, view)
     if sources.init >= 0:
         _mount_init(rootfs, sources.init, config)
+    for path, tree in sources.nodes:
+        rootfs.place(path, tree)
     for device in sources.devices:
         add_device(rootfs.root, device, "", (0, 0))
     rootfs.make_read_only(linux.get("readonlyPaths") or [])

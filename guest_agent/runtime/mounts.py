@@ -93,6 +93,30 @@ def open_binds(mounts: list[Mount]) -> None:
             raise mount.failed(e) from e
 
 
+_PLACES = {"proc": "/proc", "sysfs": "/sys", "mqueue": "/dev/mqueue"}
+
+
+def bind_of_host(mounts: list[Mount], kinds: set[str]) -> None:
+    """Takes the host's own mounts for these kernel file systems instead of new ones; without message queues
+    where the host has none mounted.
+    """
+    for mount in list(mounts):
+        if mount.kind not in kinds:
+            continue
+        if mount.kind == "mqueue" and not os.path.ismount(_PLACES["mqueue"]):
+            mounts.remove(mount)
+            continue
+        try:
+            flags = s.OPEN_TREE_CLONE | s.AT_RECURSIVE
+            mount.tree = s.open_tree(s.AT_FDCWD, _PLACES[mount.kind], flags)
+            whole = s.AT_EMPTY_PATH | s.AT_RECURSIVE
+            attributes = mount.options.set | mount.options.set_all
+            s.mount_setattr(mount.tree, "", whole, attributes & s.MOUNT_ATTR_RDONLY, propagation=s.MS_PRIVATE)
+            s.mount_setattr(mount.tree, "", s.AT_EMPTY_PATH, attributes)
+        except OSError as e:
+            raise mount.failed(e) from e
+
+
 def open_dev(mounts: list[Mount], owner: tuple[int, int]) -> int:
     """Makes the tmpfs for /dev, when the container has one of its own; -1 when not."""
     for mount in mounts:
@@ -108,7 +132,7 @@ def open_dev(mounts: list[Mount], owner: tuple[int, int]) -> int:
 def open_sysfs(mounts: list[Mount]) -> None:
     """Makes sysfs here and now, with this process's view of the network."""
     for mount in mounts:
-        if mount.kind == "sysfs":
+        if mount.kind == "sysfs" and mount.tree < 0:
             try:
                 mount.tree = _new_file_system(mount, mount.options.data)
             except OSError as e:
@@ -164,6 +188,14 @@ class Rootfs:
             self._read_only_later.append(tree)
         else:
             os.close(tree)
+
+    def place(self, path: str, tree: int) -> None:
+        """Mounts a single file of the host's, a device node, and closes it."""
+        try:
+            attach(tree, self.root.touch(path))
+        except OSError as e:
+            raise in_init("devices", f'error creating device nodes: bind "{path}"', e) from e
+        os.close(tree)
 
     def _tmpfs_mode(self, destination: str) -> list[str]:
         """A tmpfs over a directory that is there takes that directory's mode, as in runc (1777 for /tmp)."""
@@ -316,13 +348,23 @@ class CgroupView:
     otherwise.
     """
 
-    def __init__(self, path: str, hierarchies: dict[str, str], own_namespace: bool) -> None:
+    def __init__(
+        self, path: str, hierarchies: dict[str, str], own_namespace: bool, managed: bool = True
+    ) -> None:
+        self._managed = managed
         self._path = path
         self._hierarchies = hierarchies
         self._own_namespace = own_namespace
 
     def tree(self, mount: Mount) -> int:
         """The detached mount for the top: cgroup2 itself, or the tmpfs that holds the v1 hierarchies."""
+        if not self._managed:
+            mount.kind = "tmpfs"  # there is nothing to see: /sys/fs/cgroup is empty, and read-only
+            with s.FsContext("tmpfs") as context:
+                context.set("source", "cgroup")
+                context.set("mode", "755")
+                context.create()
+                return context.mount(mount.options.set | s.MOUNT_ATTR_RDONLY)
         if "" in self._hierarchies:
             mount.kind = "cgroup2"
             if self._own_namespace:

@@ -12,7 +12,7 @@ import os
 import resource
 import signal
 
-from guest_agent.kernel import syscalls
+from guest_agent.kernel import syscalls, userns
 from guest_agent.kernel.syscalls import prctl
 
 from .capabilities import mask
@@ -99,6 +99,8 @@ def set_oom_score_adj(value: int) -> None:
         finally:
             os.close(fd)
     except OSError as e:
+        if e.errno == _EACCES and userns.inside():
+            return  # less than we were given, which only the host's root may ask for
         raise in_init("oom_score_adj", "write /proc/self/oom_score_adj", e) from e
 
 
@@ -140,11 +142,19 @@ def become(identity: Identity, capabilities: Capabilities) -> None:
     try:
         capabilities.drop_bounding()
         prctl(syscalls.PR_SET_KEEPCAPS, 1)
-        os.setgroups(identity.groups)
+        if userns.may_set_groups():
+            os.setgroups(identity.groups)
         os.setresgid(identity.gid, identity.gid, identity.gid)
         os.setresuid(identity.uid, identity.uid, identity.uid)
         prctl(syscalls.PR_SET_KEEPCAPS, 0)
     except OSError as e:
+        if e.errno == _EINVAL and userns.inside():
+            text = (
+                f"unable to setup user: user {identity.uid} or group {identity.gid} is not among the ids "
+                f"that this "
+                "engine without root may use (/etc/subuid, /etc/subgid)"
+            )
+            raise StageError("user", _EINVAL, f"error during container init: {text}") from e
         raise in_init("user", "unable to setup user", e) from e
     try:
         capabilities.keep_for_filter()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import docker
 from docker.errors import DockerException
@@ -105,7 +105,7 @@ class OurEngine(Engine):
 
     # Life
 
-    def start(self) -> OurEngine:
+    def start(self) -> Self:
         """Start the agent and return when it says that it answers; AssertionError with its log otherwise."""
         ready, told = os.pipe()
         with open(self.root / "agent.log", "ab") as log:

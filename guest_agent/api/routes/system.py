@@ -32,7 +32,7 @@ def register(router: Router, engine: Engine) -> None:
     def version_document() -> dict[str, object]:
         from guest_agent.engine import info
 
-        return info.version(version_text(MAX_VERSION), version_text(MIN_VERSION))
+        return info.version(version_text(MAX_VERSION), version_text(MIN_VERSION), engine.space)
 
     async def version(request: Request) -> Response:
         return Response(200, version_document())

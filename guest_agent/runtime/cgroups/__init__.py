@@ -7,10 +7,14 @@ Imported by the monitor and the launch child: os only.
 from __future__ import annotations
 
 import builtins
+import os
 from functools import lru_cache
+
+from guest_agent.kernel import userns
 
 from .base import Cgroup, Resources
 from .devices import IMPLIED as IMPLIED_DEVICES
+from .none import REASON, NoCgroup
 from .v1 import CgroupV1
 from .v2 import CgroupV2
 
@@ -44,9 +48,61 @@ def hierarchies() -> dict[str, str]:
                 v2 = point
     if v2 or not v1:
         if not v2:
+            if userns.inside():
+                return {}
             raise OSError(2, "no cgroup file system is mounted", _ROOT)
-        return {"": v2}
+        return {"": v2 + (_delegated(v2) or "" if userns.inside() else "")}
     return v1
+
+
+@lru_cache(maxsize=1)
+def managed() -> bool:
+    """Whether groups can be made: always with root; without where all of a subtree of v2 is ours, or of
+    v1.
+    """
+    if not userns.inside():
+        return True
+    mounted = hierarchies()
+    if "" in mounted:
+        return _delegated(_ROOT) is not None
+    return bool(mounted) and all(os.access(point, os.W_OK) for point in mounted.values())
+
+
+AGENT_GROUP = "wherry-engine"
+"""Where agent and monitor are in a delegated subtree of v2: groups with controllers may hold no processes."""
+
+
+def _delegated(point: str) -> str | None:
+    """The subtree of v2 that is ours, as a path below the mount point; None when there is none."""
+    path = ""
+    with builtins.open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            if line.startswith("0::"):
+                path = line[3:].strip()
+    path = path.removesuffix(f"/{AGENT_GROUP}").rstrip("/")
+    there = os.path.join(point + path, "cgroup.procs")
+    return path if os.access(point + path, os.W_OK) and os.access(there, os.W_OK) else None
+
+
+def take_over() -> None:
+    """Makes a delegated subtree ready for containers, with this process in AGENT_GROUP; before there are
+    others.
+
+    Nothing happens where there is none.
+    """
+    if version() != 2:
+        return
+    base = hierarchies()[""]
+    leaf = f"{base}/{AGENT_GROUP}"
+    try:
+        os.makedirs(leaf, exist_ok=True)
+        with builtins.open(f"{base}/cgroup.procs", encoding="ascii") as file:
+            members = file.read().split()
+        for pid in members:
+            with builtins.open(f"{leaf}/cgroup.procs", "w", encoding="ascii") as file:
+                file.write(pid)
+    except OSError:
+        pass  # others are in it, whom we may not move: then controllers stay off, and `describe` says so
 
 
 _NOT_CONTROLLERS = frozenset(
@@ -55,7 +111,9 @@ _NOT_CONTROLLERS = frozenset(
 
 
 def version() -> int:
-    """1 or 2; a hybrid layout is 1."""
+    """1 or 2; a hybrid layout is 1; 0 where no group can be made."""
+    if not managed():
+        return 0
     return 2 if "" in hierarchies() else 1
 
 
@@ -67,6 +125,8 @@ def at(path: str) -> Cgroup:
     """
     if not path.startswith("/") or ".." in path.split("/"):
         raise ValueError(f"cgroup path must be absolute and without '..': {path}")
+    if not managed():
+        return NoCgroup(path)
     mounted = hierarchies()
     if "" in mounted:
         return CgroupV2(path, mounted[""])
@@ -83,17 +143,21 @@ def describe() -> dict[str, Any]:
     there.
     """
     group = at("/")
-    return {"version": str(version()), "driver": "cgroupfs", **group.features()}
+    shown = "2" if "" in hierarchies() else "1"
+    return {"version": shown, "driver": "cgroupfs" if group.managed else "none", **group.features()}
 
 
 __all__ = [
     "DEFAULT_PARENT",
     "IMPLIED_DEVICES",
+    "REASON",
     "Cgroup",
     "Resources",
     "at",
     "describe",
     "hierarchies",
+    "managed",
     "open",
+    "take_over",
     "version",
 ]

@@ -159,8 +159,14 @@ def system_cpu_usage() -> tuple[int, int]:
 class Cgroup:
     """A container's control group. Nothing is held open; every call works on the files by path."""
 
+    managed = True
+    """Whether there is a group at all; see `none`."""
+
     def __init__(self, path: str) -> None:
         self.path = path
+
+    def follow(self, pid: int) -> None:
+        """Tells the first process, for where only that leads to the others."""
 
     def create(self) -> None:
         """Makes the group in every hierarchy, its parents too; anew when it is there without processes."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 
+from guest_agent.kernel import userns
+
 from . import convert, devices
 from .base import (
     Cgroup,
@@ -70,7 +72,9 @@ class CgroupV2(Cgroup):
             if "/" in name or name.startswith("."):
                 raise ValueError(f'unified resource "{name}" must be a file name (no slashes)')
             write(self._file(name), value)
-        if resources.get("devices"):
+        if (
+            resources.get("devices") and not userns.inside()
+        ):  # else nodes cannot be made, and the host's guard themselves
             self._set_devices(resources["devices"])
 
     def _set_memory(self, memory: dict[str, Any]) -> None:
@@ -200,7 +204,7 @@ class CgroupV2(Cgroup):
             "blkio_weight": io,
             "blkio_weight_device": io,
             "blkio_throttle": io,
-            "devices": True,
+            "devices": not userns.inside(),
             "freezer": True,
         }
 
