@@ -61,6 +61,7 @@ class Container:
         self.removing = False
         self.removed = False
         self.manually_restarted = False  # a restart request is between its stop and its start
+        self.stops = 0  # stop requests that wait for its end, each of which is an event
         self.execs: dict[str, Exec] = {}
         self.pending_attachments: list[Attachment] = []  # clients that wait for the start
         self.overlay: Overlay | None = None  # its root file system, once asked for: see `create.root_of`

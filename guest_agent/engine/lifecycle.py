@@ -21,7 +21,7 @@ from .container_events import publish
 from .host import describe
 from .releases import disconnect
 from .restart import FIRST_WAIT
-from .signalling import cancel_restart, stop_running
+from .signalling import cancel_restart, publish_stops, stop_running
 from .wait import Outcome
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ async def ended(engine: Engine, container: Container, exit: Exit) -> None:
         if container.manually_restarted or container.removing or engine.containers.stopping:
             wait = None
         state.set_stopped(exit.code, int(exit.finished_at * 1e9), restarting=wait is not None)
+        publish_stops(engine, container)
         publish(engine, container, "die", exitCode=str(exit.code), execDuration=str(int(ran)))
         removed = False
         if wait is None and container.host_config.auto_remove and not container.manually_restarted:

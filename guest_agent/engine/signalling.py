@@ -122,6 +122,7 @@ async def stop_running(
     )
     if seconds is None:
         seconds = DEFAULT_STOP_TIMEOUT if config.stop_timeout is None else config.stop_timeout
+    container.stops += 1
     try:
         container.backoff.cancelled = True
         await send_signal(engine, container, number)
@@ -129,7 +130,17 @@ async def stop_running(
             await kill_and_wait(engine, container)
     except Conflict:
         pass  # down already
-    publish(engine, container, "stop")
+    except BaseException:
+        container.stops = max(0, container.stops - 1)
+        raise
+    publish_stops(engine, container)  # unless `ended` has done so
+
+
+def publish_stops(engine: Engine, container: Container) -> None:
+    """The event of each stop request that was waiting for a container which is down now."""
+    for _ in range(container.stops):
+        publish(engine, container, "stop")
+    container.stops = 0
 
 
 def cancel_restart(container: Container) -> None:

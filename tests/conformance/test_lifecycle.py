@@ -334,6 +334,29 @@ def test_events_of_a_life(docker: Cli, busybox: str) -> None:
     assert out.decode().split() == ["create", "start", "die", "destroy"]
 
 
+def test_events_of_stopping(docker: Cli, busybox: str) -> None:
+    since = str(time.time())
+    script = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done"
+    docker.ok("run", "-d", "--name", "willing", busybox, "sh", "-c", script)
+    eventually(lambda: docker.ok("logs", "willing") == "ready")
+    docker.ok("run", "-d", "--rm", "--name", "deaf", busybox, "sleep", "600")
+    docker.ok("stop", "willing")
+    docker.ok("restart", "willing")
+    eventually(lambda: docker.ok("logs", "willing") == "ready\nready")
+    docker.ok("restart", "willing")
+    docker.ok("kill", "willing")
+    docker.ok("stop", "willing")
+    docker.ok("stop", "--timeout", "1", "deaf")
+
+    def events(name: str) -> str:
+        flags = ("--since", since, "--until", str(time.time()), "--filter", f"container={name}")
+        return " ".join(docker.ok("events", *flags, "--format", "{{.Action}}").split())
+
+    stopped = "kill stop die"
+    assert events("willing") == f"create start {stopped} start restart {stopped} start restart kill die"
+    eventually(lambda: events("deaf") == "create start kill kill stop die destroy")
+
+
 def test_past_events(docker: Cli, busybox: str) -> None:
     since = str(time.time())
     docker("run", "--name", "past", "--label", "a=b", busybox, "sh", "-c", "exit 7")
