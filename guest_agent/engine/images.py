@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -392,10 +393,40 @@ class Images:
             lambda: import_tar(self.store, read, name, image_config(config), message, platform),
             "images-import",
         )
+        self._imported(done)
+        return done
+
+    async def import_url(
+        self,
+        url: str,
+        name: Reference | None,
+        config: ContainerConfig,
+        message: str,
+        platform: Platform | None,
+        say: Say,
+    ) -> Loaded:
+        """`import_` of the file at a URL. Raises what `images.remote.opened` does, too."""
+        cancelled = threading.Event()
+
+        def work() -> Loaded:
+            from guest_agent.images.remote import opened
+
+            with opened(url, self.store.registries, say, cancelled) as file:
+                say({"status": f"Downloading from {file.url}"})
+                found = image_config(config)
+                return import_tar(self.store, file.read, name, found, message, platform, file.url)
+
+        try:
+            done = await in_thread(work, "images-import")
+        finally:
+            cancelled.set()
+        self._imported(done)
+        return done
+
+    def _imported(self, done: Loaded) -> None:
         self._tell("import", done.image.id, done.image.id)
         for ref in done.names:
             self._tell("tag", done.image.id, ref.familiar)
-        return done
 
     def _tell(self, action: str, id: str, name: str) -> None:
         """Publishes an event about an image."""

@@ -31,11 +31,12 @@ def size_text(count: float) -> str:
 
 
 def message(status: str, id: str, current: int = 0, total: int = 0) -> dict[str, Any]:
-    """One message about a layer."""
+    """One message about a layer, or without `id` about all. A negative total is one that nobody knows."""
+    about = {"id": id} if id else {}
     if not total:
-        return {"status": status, "progressDetail": {}, "id": id}
+        return {"status": status, "progressDetail": {}, **about}
     detail = {"current": current, "total": total}
-    return {"status": status, "progressDetail": detail, "progress": bar(current, total), "id": id}
+    return {"status": status, "progressDetail": detail, "progress": bar(current, total), **about}
 
 
 class Throttle:

@@ -6,7 +6,15 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from guest_agent.errors import EngineError, Forbidden, InvalidParameter, NotFound, Unauthorized, Unavailable
+from guest_agent.errors import (
+    EngineError,
+    Forbidden,
+    InternalError,
+    InvalidParameter,
+    NotFound,
+    Unauthorized,
+    Unavailable,
+)
 from guest_agent.images import hello, platforms, policy
 from guest_agent.images import manifest as manifests
 from guest_agent.images.auth import Credentials
@@ -24,6 +32,8 @@ from guest_agent.images.store import Image, ImageStore
 from guest_agent.images.transfer import Transfers
 
 T = TypeVar("T")
+
+_NO_CREDENTIALS = "no basic auth credentials"
 
 
 class Puller:
@@ -45,7 +55,7 @@ class Puller:
     ) -> Pulled:
         """Pulls a tag or a digest; `say` is called from this thread.
 
-        Raises NotFound, Forbidden, Unavailable and InvalidParameter in dockerd's words.
+        Raises NotFound, Unauthorized, Unavailable and InvalidParameter in dockerd's words.
         """
         ref = ref.with_default_tag()
         rules = policy.rules_for(ref, self._config.signature_policy)
@@ -138,7 +148,7 @@ class Puller:
                 offered = [platforms.of_config(manifests.parse_config(sources[0].config(top.config())))]
             return Descriptor(top.media_type, top.digest, len(top.data)), offered
 
-        return self._ask(ref, self._sources(ref, credentials), describe)
+        return self._ask(ref, self._sources(ref, credentials), describe, _described)
 
     def login(self, host: str, credentials: Credentials) -> str:
         """Tries credentials on a registry; the identity token it gives for them, or "".
@@ -149,10 +159,7 @@ class Puller:
         sources = [
             each for each in self._sources(ref, credentials, True) if not each.registry.endpoint.mirror
         ]
-        try:
-            return self._ask(ref, sources, lambda sources: sources[0].registry.login())
-        except Forbidden as e:
-            raise Unauthorized(e.message, e.hint) from e
+        return self._ask(ref, sources, lambda sources: sources[0].registry.login())
 
     def _sources(
         self, ref: Reference, credentials: Credentials | None, offline: bool = False
@@ -199,9 +206,16 @@ def _translated(error: EngineError, ref: Reference) -> EngineError:
         return not_found(error, ref) or Unavailable(
             error.message, "Try again; if it stays, tell who runs it."
         )
-    if isinstance(error, Unauthorized):
-        return Forbidden(error.message, error.hint)  # at a 401 the docker CLI would ask for a password
+    if isinstance(error, Unauthorized) and error.message.endswith(_NO_CREDENTIALS):
+        return InternalError(error.message, error.hint)  # 401 is for credentials that were refused
     return error
+
+
+def _described(error: EngineError, ref: Reference) -> EngineError:
+    """A registry's refusal to tell what a name stands for, which dockerd passes on as it is."""
+    if isinstance(error, RegistryError) and (told := not_found(error, ref)):
+        return (Forbidden if error.code == "DENIED" else NotFound)(error.message, told.hint)
+    return _translated(error, ref)
 
 
 def _push_refused(error: EngineError, ref: Reference) -> EngineError:
@@ -212,8 +226,8 @@ def _push_refused(error: EngineError, ref: Reference) -> EngineError:
             hint = f"Check the name; log in to {ref.domain} as somebody who may push there."
         return Unavailable(error.message, hint)
     if isinstance(error, Unauthorized):
-        missing = "no basic auth credentials"
-        return Forbidden(missing if error.message.endswith(missing) else error.message, error.hint)
+        missing = error.message.endswith(_NO_CREDENTIALS)
+        return Forbidden(_NO_CREDENTIALS if missing else error.message, error.hint)
     return error
 
 

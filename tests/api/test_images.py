@@ -249,9 +249,6 @@ def test_import_takes_instructions(api: Api, imported: Any) -> None:
     }  # fmt: skip
     status, data = api("POST", "/images/create?fromSrc=-&changes=RUN%20x", tar_of(f=b""))
     assert (status, json.loads(data)["message"]) == (400, "run is not a valid change command")
-    status, data = api("POST", "/images/create?fromSrc=http://x.test/y", b"")
-    assert status == 501
-    assert "fromSrc" in json.loads(data)["message"]
     assert api("POST", "/images/create?fromSrc=-", b"rubbish")[0] == 400
     status, data = api("POST", "/images/create?fromSrc=-", b"")
     assert status == 200, "an empty stream is an empty archive"
@@ -347,9 +344,12 @@ def auth(**values: str) -> dict[str, str]:
 def test_credentials_in_the_header(api: Api, basic_registry: registry.BasicRegistry) -> None:
     path = f"/images/create?fromImage={basic_registry.address}/busybox&tag=latest"
     good = auth(username=registry.USER, password=registry.PASSWORD)
-    assert api.refused("POST", path)[0] == 403
-    assert api.refused("POST", path, auth(username="x", password="y"))[0] == 403
-    assert api.refused("POST", path, {"X-Registry-Auth": base64.b64encode(b"rubbish").decode()})[0] == 400
+    rubbish = {"X-Registry-Auth": base64.b64encode(b"rubbish").decode()}
+    for headers in ({}, rubbish):  # statuses are dockerd's
+        status, message = api.refused("POST", path, headers)
+        assert (status, message[-25:]) == (500, "no basic auth credentials")
+    bad = auth(username="x", password="y")
+    assert api.refused("POST", path, bad) == (401, "unauthorized: authentication required")
     status, data = api("POST", path, None, good)
     assert status == 200, data
     pair = base64.b64encode(f"{registry.USER}:{registry.PASSWORD}".encode()).decode()

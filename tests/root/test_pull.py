@@ -24,7 +24,14 @@ from typing import Any
 import pytest
 
 from guest_agent.engine.image_delete import Removal
-from guest_agent.errors import EngineError, Forbidden, InternalError, InvalidParameter, NotFound, Unavailable
+from guest_agent.errors import (
+    EngineError,
+    InternalError,
+    InvalidParameter,
+    NotFound,
+    Unauthorized,
+    Unavailable,
+)
 from guest_agent.images import Image, ImageStore, platforms, reference
 from guest_agent.images.auth import Credentials
 from guest_agent.images.config import RegistryConfig
@@ -163,9 +170,9 @@ def test_many_layers(
 
 def test_basic_authentication(store: ImageStore, basic_registry: registry.BasicRegistry) -> None:
     name = f"{basic_registry.address}/busybox"
-    assert refused(store, name, Forbidden).endswith("no basic auth credentials")
+    assert refused(store, name, InternalError).endswith("no basic auth credentials")
     wrong = Credentials(registry.USER, "wrong")
-    assert "unauthorized: authentication required" in refused(store, name, Forbidden, wrong)
+    assert "unauthorized: authentication required" in refused(store, name, Unauthorized, wrong)
     pull(store, name, auth=MY_CREDENTIALS)
 
 
@@ -178,7 +185,7 @@ def test_token_authentication(store: ImageStore, token_registry: registry.TokenR
         "denied: requested access to the resource is denied"
     )
     assert "unauthorized: bad password" in refused(
-        store, name, Forbidden, Credentials(registry.USER, "wrong")
+        store, name, Unauthorized, Credentials(registry.USER, "wrong")
     )
     pull(store, name, auth=MY_CREDENTIALS)
 
@@ -536,7 +543,7 @@ def test_a_token_server_that_talks_nonsense(
         return request.error(401, "UNAUTHORIZED", WWW_Authenticate=challenge)
 
     faulty.fault = ask
-    assert "the token server gave no token" in refused(store, f"{faulty.address}/nonsense", Forbidden)
+    assert "the token server gave no token" in refused(store, f"{faulty.address}/nonsense", Unauthorized)
 
 
 def test_redirects_to_files_and_without_end(open_store: OpenStore, faulty: FaultyRegistry) -> None:

@@ -16,7 +16,7 @@ from guest_agent.engine.config_changes import apply_changes
 from guest_agent.engine.container_config import ContainerConfig
 from guest_agent.engine.engine import Engine
 from guest_agent.engine.images import Images, repository_tag
-from guest_agent.errors import EngineError, InvalidParameter, NotSupported
+from guest_agent.errors import EngineError, InvalidParameter
 from guest_agent.images import platforms, reference
 from guest_agent.images.auth import Credentials
 from guest_agent.images.platforms import Platform
@@ -95,17 +95,14 @@ class _Routes:
         name, tag = request.params["name"], request.query.get("tag")
         # Without a tag it is all of them, but a name may bring one.
         ref = repository_tag(name, tag) if tag else reference.parse(name)
-        try:
-            auth = credentials(request.headers.get("x-registry-auth", ""))
-        except InvalidParameter:
-            auth = None  # as dockerd has it
+        auth = _credentials_or_none(request)
         platform = None
         if request.version >= (1, 46):  # until then clients sent it although nobody read it
             platform = _platform_json(request.query.get("platform"))
         return await _messages(lambda messages: self._images.push(ref, platform, auth, messages.emit))
 
     async def distribution(self, request: Request) -> Response:
-        auth = credentials(request.headers.get("x-registry-auth", ""))
+        auth = _credentials_or_none(request)
         return Response(200, await self._images.distribution(reference.parse(request.params["name"]), auth))
 
     async def auth(self, request: Request) -> Response:
@@ -130,25 +127,23 @@ class _Routes:
         platform = platforms.parse(query.get("platform")) if query.get("platform") else None
         if query.get("fromImage"):
             return await self._pull(request, platform)
-        if query.get("fromSrc") != "-":
-            raise NotSupported(
-                "import from a URL is not supported: fromSrc must be -", "Download the file and import that."
-            )
         config = apply_changes(ContainerConfig(), query.all("changes"))
         name = None
         if query.get("repo"):
             name = repository_tag(query.get("repo"), query.get("tag"))
 
         async def import_(messages: Messages) -> None:
-            loaded = await self._images.import_(
-                aiter(request.body), name, config, query.get("message"), platform
-            )
+            source, comment = query.get("fromSrc"), query.get("message")
+            if source == "-":
+                loaded = await self._images.import_(aiter(request.body), name, config, comment, platform)
+            else:
+                loaded = await self._images.import_url(source, name, config, comment, platform, messages.emit)
             messages.emit({"status": loaded.image.id})
 
         return await _messages(import_)
 
     async def _pull(self, request: Request, platform: Platform | None) -> StreamingResponse:
-        auth = credentials(request.headers.get("x-registry-auth", ""))
+        auth = _credentials_or_none(request)
         ref = reference.parse(request.query.get("fromImage"))
         tag = request.query.get("tag")
         if tag:
@@ -186,6 +181,14 @@ def _decoded(header: str) -> dict[str, Any]:
     padded = bare.translate(str.maketrans("+/", "-_")) + "=" * (-len(bare) % 4)
     value: dict[str, Any] = json.loads(base64.urlsafe_b64decode(padded) or b"{}")
     return value
+
+
+def _credentials_or_none(request: Request) -> Credentials | None:
+    """What the request brings for a registry; an unreadable header is none, as dockerd has it."""
+    try:
+        return credentials(request.headers.get("x-registry-auth", ""))
+    except InvalidParameter:
+        return None
 
 
 def _credentials(config: dict[str, Any]) -> Credentials:
