@@ -32,7 +32,6 @@ from guest_agent.images.assemble import add_image
 from guest_agent.images.build_cache import BuildCache
 from guest_agent.images.platforms import Platform
 from guest_agent.images.store import Image, Lease
-from guest_agent.kernel.trees import remove_tree
 from guest_agent.threads import in_thread
 
 if TYPE_CHECKING:
@@ -52,11 +51,11 @@ class Builder:
         self.locks = Locks(mounts_directory(engine))
         self._work = engine.roots.data_path("build", "work")
         if os.path.isdir(self._work):  # of an agent that was killed
-            remove_tree(self._work)
+            engine.images.snapshots.retire(self._work)
 
     def scratch(self) -> context.Scratch:
         """A directory for one build's files; the caller removes it."""
-        return context.Scratch(self._work)
+        return context.Scratch(self._work, self.engine.images.snapshots.retire)
 
     async def build(self, request: BuildRequest, listener: Listener) -> BuildResult:
         """Builds an image. Raises DockerfileError and InvalidParameter for what is wrong with the Dockerfile,
@@ -67,8 +66,7 @@ class Builder:
             with self.engine.images.lease() as lease:
                 return await _Build(self, request, listener, scratch, lease).run()
         finally:
-            await asyncio.shield(asyncio.to_thread(scratch.remove))
-            await asyncio.to_thread(self.engine.images.collect)
+            scratch.remove()
 
 
 class _Build:
@@ -123,6 +121,8 @@ class _Build:
             state = await self._all(self._stages[self._plan.target])
         finally:
             await self._end()
+            if self._around.hits:
+                self._builder.cache.used(self._around.hits)
         image = await self._commit(state)
         names = []
         for name in self._request.tags:
@@ -248,8 +248,10 @@ class _Build:
         store = self._engine.images
         if not state.history and not state.layers:
             raise InvalidParameter("No image was generated. Is your Dockerfile empty?")
-        if state.image_id() == state.base:
-            return store.by_id(state.base)
+        try:
+            return store.by_id(state.image_id())  # all of it was in the cache
+        except NotFound:
+            pass
 
         def work() -> Image:
             return add_image(store, self._lease, state.document(), state.blobs(store), (), state.base)[0]

@@ -17,35 +17,73 @@ from dataclasses import dataclass
 
 from guest_agent.build.dockerfile.ignore import Patterns, read
 from guest_agent.errors import EngineError, InvalidParameter, NotFound, Unavailable
+from guest_agent.images.content import DiskFull
 from guest_agent.images.decompress import Decompressed, Read, kind_of
 from guest_agent.images.extract import Extractor
 from guest_agent.images.tar import TarReader
 from guest_agent.kernel.paths import O_PATH, RootFd
+from guest_agent.kernel.syscalls import FsContext
 from guest_agent.kernel.trees import remove_tree
 
 _MAX_DOCKERFILE = 8 << 20
+BUFFER = 48 << 20  # bytes of an archive up to which it is taken into memory
+MEMORY = 256 << 20  # bytes that its files may come to there
+_PIECE = 1 << 18
 _GIT_URL = re.compile(r"(?:git://|git@|github\.com/|ssh://.*\.git(?:#|$))|(?:https?://[^?#]*\.git(?:#|$))")
 _TIMEOUT = 30.0  # seconds without an answer
 _GIT_HINT = "Check the address, the branch and that the host can reach it."
 
 
 class Scratch:
-    """A directory for the files of one build, below `DATA/build`. Owns it."""
+    """The files of one build: in memory as far as they are few, else in a directory below `top`.
 
-    def __init__(self, top: str) -> None:
-        os.makedirs(top, mode=0o700, exist_ok=True)
-        self.path = os.path.join(top, uuid.uuid4().hex)
-        os.mkdir(self.path, 0o700)
+    Removing thousands of files from a disk takes longer than building from them, so `retire` takes that
+    directory over and removes it at leisure.
+    """
+
+    def __init__(self, top: str, retire: Callable[[str], None]) -> None:
+        self._top = top
+        self._retire = retire
+        self._path = ""
+        self._memory = -1
 
     def directory(self) -> str:
-        """A new directory in it."""
-        path = os.path.join(self.path, uuid.uuid4().hex)
+        """A new directory on the disk."""
+        if not self._path:
+            os.makedirs(self._top, mode=0o700, exist_ok=True)
+            path = os.path.join(self._top, uuid.uuid4().hex)
+            os.mkdir(path, 0o700)
+            self._path = path
+        path = os.path.join(self._path, uuid.uuid4().hex)
         os.mkdir(path, 0o755)
         return path
 
+    def memory(self) -> str:
+        """A directory in memory: a tmpfs of this build, mounted nowhere, that holds `MEMORY` bytes."""
+        self.forget_memory()
+        with FsContext("tmpfs") as filesystem:
+            filesystem.set("size", str(MEMORY))
+            filesystem.set("mode", "0755")
+            filesystem.create()
+            self._memory = filesystem.mount()
+        return f"/proc/self/fd/{self._memory}"
+
+    def on_disk(self, path: str) -> bool:
+        """Whether a directory can be bind-mounted: one in memory cannot before Linux 6.15."""
+        return not path.startswith("/proc/self/fd/")
+
+    def forget_memory(self) -> None:
+        """Drops what is in memory."""
+        if self._memory >= 0:
+            os.close(self._memory)
+            self._memory = -1
+
     def remove(self) -> None:
-        """Removes all of it. Blocks."""
-        remove_tree(self.path)
+        """Gives all of it back."""
+        self.forget_memory()
+        if self._path:
+            self._retire(self._path)
+            self._path = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +97,35 @@ class LocalContext:
         if name:
             raise NotFound(f"no build context named {name}")
         return self.path
+
+
+def receive(read: Read, scratch: Scratch) -> str:
+    """Extracts a context's archive where it fits; the directory. Blocks. Raises TarError, DiskFull."""
+    pieces: list[bytes] = []
+    size = 0
+    while size <= BUFFER and (piece := read(_PIECE)):
+        pieces.append(piece)
+        size += len(piece)
+    if size <= BUFFER:
+        path = scratch.memory()
+        try:
+            extract(_joined(pieces, _nothing), path)
+            return path
+        except DiskFull:
+            scratch.forget_memory()  # it was well compressed
+            read = _nothing
+    path = scratch.directory()
+    extract(_joined(pieces, read), path)
+    return path
+
+
+def _nothing(size: int) -> bytes:
+    return b""
+
+
+def _joined(pieces: list[bytes], rest: Read) -> Read:
+    iterator = iter(pieces)
+    return lambda size: next(iterator, None) or rest(size)
 
 
 def extract(read: Read, target: str) -> None:

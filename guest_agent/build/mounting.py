@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from guest_agent.build import copies
 from guest_agent.build.dockerfile import types
-from guest_agent.build.placing import remove
+from guest_agent.build.placing import Placement, place, remove
 from guest_agent.build.selection import Selection, digest, select
 from guest_agent.build.settings import working_directory
 from guest_agent.engine import host_mounts
@@ -102,7 +102,7 @@ class Mounting:
     async def _bind(self, step: Step, mount: types.Mount, path: str) -> None:
         source = await copies.source_of(self._stage, mount.from_)
         if isinstance(source, str):
-            top = source
+            top = await self._mountable(source)
         else:
             top = path + ".image"
             lower = self._stage.around.engine.images.snapshots.lower(source.chains)
@@ -114,6 +114,21 @@ class Mounting:
                 f"--mount={mount.flag}: rw of a bind is not supported", "Use a cache or tmpfs to write to."
             )
         _add(step, path, self._target(mount), writable=False)
+
+    async def _mountable(self, directory: str) -> str:
+        """A directory with the same content that can be bind-mounted."""
+        scratch = self._stage.around.scratch
+        if scratch.on_disk(directory):
+            return directory
+        target = scratch.directory()
+
+        def copy() -> None:
+            with RootFd.at(directory) as source, RootFd.at(target) as root, Selection() as selection:
+                select(selection, source, ["."])
+                place(root, selection, Placement("/"))
+
+        await in_thread(copy, "build-mounts")
+        return target
 
     async def _cache(self, stack: AsyncExitStack, step: Step, mount: types.Mount, path: str) -> None:
         target = self._target(mount)

@@ -51,6 +51,7 @@ class Surroundings:
     state_of: Callable[[str, int, str], Awaitable[State]]  # --from: name, stage index, platform → state
     candidates: list[State] = field(default_factory=list)  # images of --cache-from
     used_args: set[str] = field(default_factory=set)
+    hits: list[str] = field(default_factory=list)  # keys of the steps that were in the cache
 
     def moment(self) -> str:
         """The time of a step that is carried out now."""
@@ -218,6 +219,7 @@ class StageRun:
         if entry is not None:
             around.lease.hold_chains([entry.chain] if entry.chain else [])
             if not entry.chain or around.engine.images.layer(entry.chain) is not None:
+                around.hits.append(outcome.key)
                 return entry
         return self._candidate(outcome)
 

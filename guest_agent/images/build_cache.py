@@ -38,16 +38,17 @@ class BuildCache:
         self._store = store
 
     def find(self, key: str) -> CacheEntry | None:
-        """What is known under `key`, marked as used; None when it, or its layer, is not here."""
+        """What is known under `key`; None when it, or its layer, is not here."""
         row = self._store.metadata.row(f"SELECT {_COLUMNS} FROM build_cache WHERE key = ?", (key,))
-        entry = self._entry(row) if row else None
-        if entry is None:
-            return None
+        return self._entry(row) if row else None
+
+    def used(self, keys: Iterable[str]) -> None:
+        """Marks steps as used just now."""
+        now = time.time()
         with self._store.metadata.transaction() as db:
-            changed = db.execute(
-                "UPDATE build_cache SET used = ?, uses = uses + 1 WHERE key = ?", (time.time(), key)
-            ).rowcount
-        return entry if changed else None
+            db.executemany(
+                "UPDATE build_cache SET used = ?, uses = uses + 1 WHERE key = ?", [(now, key) for key in keys]
+            )
 
     def add(
         self, key: str, chain: str, layer: LayerRow | None, created: str, description: str, kind: str

@@ -123,7 +123,7 @@ class Snapshots:
 
     def delete(self, chain: str) -> None:
         """Takes a layer away at once; its files go in the background."""
-        self._retire(self.path(chain))
+        self.retire(self.path(chain))
 
     def chains(self) -> Iterator[str]:
         """The chain ids of all layers that are here."""
@@ -182,7 +182,7 @@ class Snapshots:
         base = os.path.join(self._containers, container)
         if self._quotas and os.path.isdir(base):
             quota.release(base)
-        self._retire(base)
+        self.retire(base)
 
     def take(self, container: str) -> str:
         """Takes what a container has written from it, as a staged directory; see `stage`."""
@@ -196,7 +196,8 @@ class Snapshots:
 
     # -- rubbish -----------------------------------------------------------------------------------
 
-    def _retire(self, path: str) -> None:
+    def retire(self, path: str) -> None:
+        """Takes a directory of the same file system away at once, and removes it in the background."""
         target = os.path.join(self._staging, uuid.uuid4().hex)
         try:
             os.rename(path, target)

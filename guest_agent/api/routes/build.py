@@ -24,6 +24,7 @@ from guest_agent.threads import blocking_reader, in_thread
 if TYPE_CHECKING:
     from guest_agent.build.builder import Builder
     from guest_agent.build.classic import ClassicListener
+    from guest_agent.build.context import Scratch
 
 _OUTPUTS = ("", "image", "moby", "docker")
 
@@ -87,9 +88,9 @@ class _Routes:
         from guest_agent.build.request import BuildRequest
 
         builder, query = self._get_builder(), request.query
-        scratch = await asyncio.to_thread(builder.scratch)
+        scratch = builder.scratch()
         try:
-            directory, name = await _context(request, scratch.directory(), query)
+            directory, name = await _context(request, scratch, query)
             wanted = BuildRequest(
                 context=context.LocalContext(directory),
                 dockerfile=await asyncio.to_thread(context.read_dockerfile, directory, name),
@@ -105,7 +106,7 @@ class _Routes:
                 listener.failed(error.excerpt)
                 raise
         finally:
-            await asyncio.shield(asyncio.to_thread(scratch.remove))
+            scratch.remove()
 
     async def prune(self, request: Request) -> Response:
         query = request.query
@@ -153,7 +154,7 @@ async def _lines(messages: Messages) -> AsyncIterator[bytes]:
         yield message_line({"errorDetail": detail, "error": error.message})
 
 
-async def _context(request: Request, directory: str, query: Query) -> tuple[str, str]:
+async def _context(request: Request, scratch: Scratch, query: Query) -> tuple[str, str]:
     """The directory with the context, and the Dockerfile's path in it."""
     from guest_agent.build import context
 
@@ -165,8 +166,9 @@ async def _context(request: Request, directory: str, query: Query) -> tuple[str,
         raise InvalidParameter(f"forbidden path outside the build context: {name} ()")
     if not remote:
         read = blocking_reader(aiter(request.body))
-        await in_thread(lambda: context.extract(read, directory), "build-context")
-    elif context.is_git(remote):
+        return await in_thread(lambda: context.receive(read, scratch), "build-context"), name
+    directory = scratch.directory()
+    if context.is_git(remote):
         directory = await in_thread(lambda: context.fetch_git(remote, directory), "build-context")
     elif remote.startswith(("http://", "https://")):
         alone = await in_thread(lambda: context.fetch_url(remote, directory), "build-context")
