@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from guest_agent.errors import InternalError, NotSupported
+from guest_agent.errors import InternalError
 from guest_agent.network.ports import PortInUse
 
 ANSWER_SECONDS = 30.0
@@ -31,19 +31,6 @@ class OuterHost:
         )  # answers to an agent before us match none of ours
         self._answers: dict[str, asyncio.Future[list[str]]] = {}
         self._input = b""
-
-    def addresses(self, hosts: list[str]) -> list[str]:
-        """Those of the wanted host addresses that can be forwarded.
-
-        Raises NotSupported when there is none.
-        """
-        found = [host for host in hosts if ":" not in host]
-        if not found:
-            raise NotSupported(
-                f"cannot publish on {hosts[0]}: the virtual machine's network forwards IPv4 only",
-                "Publish on an IPv4 address of this computer, or on all of them.",
-            )
-        return found
 
     async def open(self, key: str, protocol: str, hosts: list[str], span: tuple[int, int]) -> int:
         """Forward the first port of a range that is free on every host address;

@@ -135,8 +135,6 @@ class Publisher:
                 hosts = [host for host in hosts if host not in direct]
                 if not hosts:
                     continue
-                if self._outer is not None:
-                    hosts = self._outer.addresses(hosts)
                 item = PublishedPort(binding.port, binding.protocol, "", 0)
                 try:
                     port = await self._open(container_id, item, hosts, ports.host_ports(binding), endpoint)

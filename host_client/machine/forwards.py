@@ -1,4 +1,4 @@
-"""Published ports on this host: taken when the engine in the guest asks, by QEMU's user network.
+"""Published ports on this host: taken when the engine in the guest asks, by QEMU or `carried`.
 
 The engine asks before it starts the container, so a taken port is an error in time and a port is open when
 `run` returns. The protocol is in `guest_agent.network.outer_host`.
@@ -11,6 +11,7 @@ import errno
 import logging
 import socket
 
+from host_client.machine.carried import LOOPBACK, CarriedPort, has_ipv6, listening
 from host_client.machine.errors import MachineError
 from host_client.machine.handover import GUEST_ADDRESS
 from host_client.machine.qmp import Qmp
@@ -19,6 +20,8 @@ log = logging.getLogger("supervisor")
 
 LINE_MAX = 1 << 16
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+ANY_IPV6 = "::"
+ATTEMPTS = 10  # at a port of loopback that somebody else takes in the moment between our choice and QEMU's
 Rule = tuple[str, str, int]  # protocol, host address, port
 
 
@@ -38,6 +41,8 @@ class Forwards:
     def __init__(self, qmp: Qmp) -> None:
         self._qmp = qmp
         self._rules: dict[str, list[Rule]] = {}
+        self._carried: dict[Rule, CarriedPort] = {}
+        self._inner: dict[tuple[str, int], int] = {}  # protocol and port to the port of loopback behind it
 
     async def follow(self, connection: socket.socket) -> None:
         """Answers the engine's requests until QEMU's end is closed; owns the connection."""
@@ -89,7 +94,9 @@ class Forwards:
         raise ValueError("an empty range of ports")
 
     async def _open(self, key: str, rules: list[Rule]) -> None:
-        """All or none of some rules."""
+        """All or none of some rules. IPv6's "all addresses" is left out where this host has no IPv6."""
+        if len(rules) > 1 and not has_ipv6():
+            rules = [rule for rule in rules if rule[1] != ANY_IPV6]
         for rule in rules:
             _try_to_bind(*rule)
         done: list[Rule] = []
@@ -105,13 +112,49 @@ class Forwards:
 
     async def _add(self, rule: Rule) -> None:
         protocol, host, port = rule
-        said = await self._qmp.monitor(f"hostfwd_add net {protocol}:{host}:{port}-{GUEST_ADDRESS}:{port}")
-        if said:  # it says nothing when it has done it, and never why it has not
+        if ":" in host or protocol == "udp":
+            await self._carry(rule)
+        elif not await self._forward(protocol, host, port, port):
             raise Taken(errno.EADDRINUSE, host, port)
+
+    async def _forward(self, protocol: str, host: str, port: int, inner: int) -> bool:
+        said = await self._qmp.monitor(f"hostfwd_add net {protocol}:{host}:{port}-{GUEST_ADDRESS}:{inner}")
+        return not said  # it says nothing when it has done it, and never why it has not
+
+    async def _carry(self, rule: Rule) -> None:
+        protocol, host, port = rule
+        try:
+            taken = listening(protocol, host, port)
+        except OSError as error:
+            raise Taken(error.errno or errno.EIO, host, port)
+        try:
+            if (protocol, port) not in self._inner:
+                self._inner[protocol, port] = await self._inner_port(protocol, host, port)
+        except BaseException:
+            taken.close()
+            raise
+        self._carried[rule] = CarriedPort(taken, self._inner[protocol, port])
+        await self._carried[rule].start()
+
+    async def _inner_port(self, protocol: str, host: str, port: int) -> int:
+        """A port of loopback that leads to the guest's."""
+        for _ in range(ATTEMPTS):
+            with socket.socket(socket.AF_INET, KINDS[protocol]) as probe:
+                probe.bind((LOOPBACK, 0))
+                inner: int = probe.getsockname()[1]
+            if await self._forward(protocol, LOOPBACK, inner, port):
+                return inner
+        raise Taken(errno.EADDRINUSE, host, port)
 
     async def _remove(self, rule: Rule) -> None:
         protocol, host, port = rule
-        await self._qmp.monitor(f"hostfwd_remove net {protocol}:{host}:{port}")
+        if rule not in self._carried:
+            await self._qmp.monitor(f"hostfwd_remove net {protocol}:{host}:{port}")
+            return
+        self._carried.pop(rule).close()
+        if not any(other[0] == protocol and other[2] == port for other in self._carried):
+            inner = self._inner.pop((protocol, port))
+            await self._qmp.monitor(f"hostfwd_remove net {protocol}:{LOOPBACK}:{inner}")
 
     async def close(self, key: str) -> None:
         """Gives back a container's ports. Raises MachineError when QEMU has gone."""
@@ -128,12 +171,13 @@ class Forwards:
 
 def _try_to_bind(protocol: str, host: str, port: int) -> None:
     """Finds out why a port cannot be had, which QEMU does not tell. Raises Taken."""
+    if ":" in host or protocol == "udp":
+        return  # it is we who take it
     with socket.socket(socket.AF_INET, KINDS[protocol]) as probe:
         try:
-            if protocol == "tcp" and hasattr(socket, "SO_REUSEADDR"):
+            if hasattr(socket, "SO_REUSEADDR"):
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as QEMU does
             probe.bind((host, port))
-            if protocol == "tcp":
-                probe.listen(1)
+            probe.listen(1)
         except OSError as error:
             raise Taken(error.errno or errno.EIO, host, port)

@@ -166,6 +166,67 @@ def test_published_ports_are_the_hosts(running: Home) -> None:
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
+ANSWER = """
+import socket, threading
+def stream():
+    server = socket.create_server(("", 80))
+    while True:
+        client, _ = server.accept()
+        received = b""
+        while data := client.recv(65536):
+            received += data
+        client.sendall(b"tcp %d" % len(received))
+        client.close()
+threading.Thread(target=stream, daemon=True).start()
+datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+datagrams.bind(("", 53))
+print("up", flush=True)
+while True:
+    data, client = datagrams.recvfrom(65536)
+    datagrams.sendto(b"udp " + data, client)
+"""
+
+
+def test_ports_of_udp_and_of_ipv6(running: Home) -> None:
+    ports = ("-p", "80/tcp", "-p", "53/udp", "-p", "[::1]::80")
+    python = (
+        "-v",
+        "/usr:/usr:ro",
+        "-v",
+        "/usr/lib64:/lib64:ro",
+        "busybox",
+        "/usr/bin/python3.13",
+    )  # the machine's
+    running.docker.ok("run", "-d", "--name", "server", *ports, *python, "-u", "-c", ANSWER)
+    eventually(lambda: "up" in running.docker.ok("logs", "server"), 30)
+    shown = json.loads(running.docker.ok("inspect", "-f", "{{json .NetworkSettings.Ports}}", "server"))
+    streams = {(item["HostIp"], int(item["HostPort"])) for item in shown["80/tcp"]}
+    assert {host for host, _ in streams} == {"0.0.0.0", "::", "::1"}
+    for host, port in streams:
+        with socket.create_connection(
+            ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port), 20
+        ) as client:
+            client.sendall(b"x" * 100_000)
+            client.shutdown(socket.SHUT_WR)
+            assert client.makefile().read() == "tcp 100000"
+    for item in shown["53/udp"]:
+        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}[item["HostIp"]]
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        for text in ("one", "two"):  # two clients, which do not get each other's answers
+            with socket.socket(family, socket.SOCK_DGRAM) as client:
+                client.settimeout(20)
+                client.connect((address, int(item["HostPort"])))
+                client.send(text.encode())
+                assert client.recv(100) == b"udp " + text.encode()
+    port = next(port for host, port in streams if host == "::1")
+    taken = running.docker("run", "--rm", "-p", f"[::1]:{port}:80", "busybox", "true")
+    assert taken.code == 125
+    assert f"Bind for [::1]:{port} failed: port is already allocated" in taken.err
+    running.docker.ok("rm", "-f", "server")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("::1", port), timeout=5)
+
+
 def test_the_engine_is_closed_to_containers_and_to_other_users(running: Home) -> None:
     port = running.state()["api_port"]
     context = ssl.create_default_context(cafile=os.path.join(running.machine.layout.tls, "ca.pem"))
