@@ -7,6 +7,7 @@ store, erase and list, a server address or JSON on its standard input, JSON on i
 from __future__ import annotations
 
 import binascii
+import sys
 
 from host_client.engine_api.wire import dumps, loads
 
@@ -77,7 +78,22 @@ def host_of(address: str) -> str:
 def helper_for(config: Config, key: str) -> str:
     """The helper that keeps this registry's credentials, "" for the file itself."""
     chosen = config.table("credHelpers").get(key)
-    return chosen if isinstance(chosen, str) else config.text("credsStore")
+    return chosen if isinstance(chosen, str) else config.text("credsStore") or default_helper(config)
+
+
+def default_helper(config: Config) -> str:
+    """The helper of this system's key store, where it is installed and the file says nothing of credentials.
+
+    docker's CLI chooses so, too.
+    """
+    if config.values.get("credHelpers") or config.values.get("auths"):
+        return ""
+    import shutil
+
+    name = {"darwin": "osxkeychain", "win32": "wincred"}.get(sys.platform)
+    if name is None:
+        name = "pass" if shutil.which("pass") else "secretservice"
+    return name if shutil.which(f"docker-credential-{name}") else ""
 
 
 def find(config: Config, domain: str) -> Credentials:
@@ -162,19 +178,24 @@ def store(config: Config, credentials: Credentials) -> bool:
     """
     key = credentials.server
     helper = helper_for(config, key)
-    auths = config.values.setdefault("auths", {})
     if helper:
         secret = credentials.identity_token or credentials.password
         username = TOKEN_USER if credentials.identity_token else credentials.username
         _run_helper(helper, "store", dumps({"ServerURL": key, "Username": username, "Secret": secret}))
-        auths[key] = {}  # docker notes there which servers a helper has something for
+        if helper_for(config, "") == helper and not config.text("credsStore"):
+            config.values["credsStore"] = helper  # so that it is asked from now on
+        config.values.setdefault("auths", {})[
+            key
+        ] = {}  # docker notes there which servers a helper has something for
     elif credentials.identity_token:
-        auths[key] = {
+        config.values.setdefault("auths", {})[key] = {
             "auth": _basic(credentials.username, ""),
             "identitytoken": credentials.identity_token,
         }
     else:
-        auths[key] = {"auth": _basic(credentials.username, credentials.password)}
+        config.values.setdefault("auths", {})[key] = {
+            "auth": _basic(credentials.username, credentials.password)
+        }
     config.save()
     return not helper
 

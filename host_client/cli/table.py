@@ -80,6 +80,16 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
             "tag": ("images", "TAG", "Give an image a further name"),
         },
     ),
+    "manifest": (
+        "Manage images for several platforms under one name",
+        {
+            "annotate": ("manifest", "ANNOTATE", "Say which platform an image in a list is for"),
+            "create": ("manifest", "CREATE", "Create a list of images, to be pushed to a registry"),
+            "inspect": ("manifest", "INSPECT", "Show the manifest of an image, or a list"),
+            "push": ("manifest", "PUSH", "Push a list to its registry"),
+            "rm": ("manifest", "REMOVE", "Remove lists from this machine"),
+        },
+    ),
     "network": (
         "Manage networks",
         {
@@ -194,7 +204,7 @@ OTHER_SPELLINGS = {
 
 # Commands of docker's that are not here, for an answer that says more than that a word is unknown.
 DOCKERS_OWN = frozenset((
-    "build", "builder", "buildx", "checkpoint", "config", "context", "manifest", "node", "plugin",
+    "build", "builder", "buildx", "checkpoint", "config", "context", "node", "plugin",
     "secret", "service", "stack", "swarm", "trust",
 ))  # fmt: skip
 

@@ -157,3 +157,31 @@ def test_proxies(tmp_path: Path) -> None:
     )
     assert loaded.proxies("unix:///x") == {"HTTP_PROXY": "http://p", "http_proxy": "http://p"}
     assert loaded.proxies("tcp://h:1") == {"NO_PROXY": "x", "no_proxy": "x"}
+
+
+@pytest.mark.parametrize("with_pass", [False, True])
+def test_the_systems_key_store_is_used_where_nothing_else_is_said(
+    tmp_path: Path, helper: Path, monkeypatch: pytest.MonkeyPatch, with_pass: bool
+) -> None:
+    programs = tmp_path / "bin"
+    name = "pass" if with_pass else "secretservice"
+    (programs / "docker-credential-files").rename(programs / f"docker-credential-{name}")
+    if with_pass:
+        (programs / "pass").write_text("#!/bin/sh\n")
+        (programs / "pass").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    loaded = written(tmp_path, {})
+    assert credentials.store(loaded, Credentials("me", "secret", "reg.example")) is False
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert kept == {"credsStore": name, "auths": {"reg.example": {}}}
+    assert (helper / "reg.example").exists()
+
+
+def test_credentials_in_the_file_stay_there(
+    tmp_path: Path, helper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    (programs / "docker-credential-files").rename(programs / "docker-credential-secretservice")
+    loaded = written(tmp_path, {"auths": {"old.example": {"auth": basic("me", "old")}}})
+    assert credentials.store(loaded, Credentials("me", "secret", "reg.example")) is True
+    assert "credsStore" not in json.loads((tmp_path / "config.json").read_text())

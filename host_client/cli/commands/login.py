@@ -71,7 +71,10 @@ def _try(session: Session, stored: Credentials) -> bool:
     """Log in with what is stored; false when the registry does not take it any more."""
     from host_client.engine_api.errors import ApiError
 
-    output.line(f"Authenticating with existing credentials... [Username: {stored.username}]")
+    output.err(f"Authenticating with existing credentials... [Username: {stored.username}]\n")
+    output.err(
+        "\n Info -> To login with a different account, run 'wherry logout' followed by 'wherry login'\n\n\n"
+    )
     try:
         answer = session.client.post("/auth", None, stored.as_dict())
     except ApiError as error:
