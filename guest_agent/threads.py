@@ -44,6 +44,29 @@ def in_thread(work: Callable[[], T], name: str) -> Awaitable[T]:
     return future
 
 
+async def to_the_end(work: Callable[[], T], name: str) -> T:
+    """Runs `work` in a new thread and waits for it, even when cancelled: for work on what the caller gives
+    back afterwards, such as descriptors.
+    """
+    future = asyncio.ensure_future(in_thread(work, name))
+    return await finished(future)
+
+
+async def finished(future: asyncio.Future[T]) -> T:
+    """Waits for a future that is not cancelled with the caller, whose cancellation then counts."""
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError:
+                continue
+        if not future.cancelled():
+            future.exception()  # seen
+        raise
+
+
 def blocking_reader(pieces: AsyncIterator[bytes]) -> Callable[[int], bytes]:
     """A read function for a thread over an iterator on the event loop. It ignores the size asked for."""
     loop = asyncio.get_running_loop()

@@ -32,7 +32,7 @@ from guest_agent.images.assemble import add_image
 from guest_agent.images.build_cache import BuildCache
 from guest_agent.images.platforms import Platform
 from guest_agent.images.store import Image, Lease
-from guest_agent.threads import in_thread
+from guest_agent.threads import to_the_end
 
 if TYPE_CHECKING:
     from guest_agent.engine.engine import Engine
@@ -256,7 +256,7 @@ class _Build:
         def work() -> Image:
             return add_image(store, self._lease, state.document(), state.blobs(store), (), state.base)[0]
 
-        return await in_thread(work, "build-commit")
+        return await to_the_end(work, "build-commit")
 
 
 def _first_cause(failed: list[asyncio.Task[State]]) -> BaseException:

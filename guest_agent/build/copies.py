@@ -28,7 +28,7 @@ from guest_agent.runtime import users
 from guest_agent.runtime.stage import StageError
 from guest_agent.runtime.types import Overlay
 from guest_agent.runtime.view import with_view
-from guest_agent.threads import in_thread
+from guest_agent.threads import to_the_end
 
 if TYPE_CHECKING:
     from guest_agent.build.steps import Outcome, StageRun
@@ -59,7 +59,7 @@ def view_directory(stage: StageRun) -> str:
 
 async def with_source(stage: StageRun, source: Origin, function: Callable[[RootFd], T]) -> T:
     """Calls `function` with the tree of a source, in a thread."""
-    return await in_thread(lambda: look(stage, source, function), "build-files")
+    return await to_the_end(lambda: look(stage, source, function), "build-files")
 
 
 def look(stage: StageRun, source: Origin, function: Callable[[RootFd], T]) -> T:
@@ -116,7 +116,7 @@ class _Files:
 
     async def _git(self, address: str, keep: bool) -> None:
         directory = self.stage.around.scratch.directory()
-        top = await in_thread(lambda: context.fetch_git(address, directory, keep), "build-git")
+        top = await to_the_end(lambda: context.fetch_git(address, directory, keep), "build-git")
         self.parts.append((top, ["."], False))
 
     async def _download(self, address: str, instruction: types.Add) -> None:
@@ -147,7 +147,7 @@ class _Files:
             os.utime(path, (when, when))
 
         try:
-            await in_thread(work, "build-download")
+            await to_the_end(work, "build-download")
         except ValueError:
             raise InvalidParameter(f"invalid checksum: {wanted}", "Write it as sha256:HEX.")
         self.parts.append((directory, [name or "file"], bool(instruction.unpack)))
@@ -191,9 +191,10 @@ async def prepare(stage: StageRun, instruction: types.Copy | types.Add) -> Outco
             f"invalid chmod parameter: '{instruction.chmod}'. it should be octal string and between "
             "0 and 07777"
         )
+    _check_checksum(instruction)
     await files.gather()
     digests = [
-        await in_thread(partial(files.selected, digest, index), "build-digest")
+        await to_the_end(partial(files.selected, digest, index), "build-digest")
         for index in range(len(files.parts))
     ]
     content = hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -213,9 +214,18 @@ async def prepare(stage: StageRun, instruction: types.Copy | types.Add) -> Outco
     )
 
     async def made(step: StepInfo) -> LayerRow | None:
-        return await in_thread(lambda: _copy(stage, files, destination), "build-copy")
+        return await to_the_end(lambda: _copy(stage, files, destination), "build-copy")
 
     return Outcome(stage.state, created_by, key, instruction.code, "regular", made)
+
+
+def _check_checksum(instruction: types.Copy | types.Add) -> None:
+    if isinstance(instruction, types.Copy) or not instruction.checksum:
+        return
+    if len(instruction.sources) != 1:
+        raise InvalidParameter("checksum can't be specified for multiple sources")
+    if not _REMOTE.match(instruction.sources[0]) or context.is_git(instruction.sources[0]):
+        raise InvalidParameter("checksum can't be specified for non-HTTP(S) sources")
 
 
 def _destination(state: State, path: str) -> str:
@@ -279,7 +289,7 @@ def prepare_directory(stage: StageRun, instruction: types.Workdir) -> Outcome:
     key = key_of("workdir", stage.state.chain, path, user, stage.around.epoch)
 
     async def made(step: StepInfo) -> LayerRow | None:
-        return await in_thread(make, "build-workdir")
+        return await to_the_end(make, "build-workdir")
 
     def make() -> LayerRow | None:
         def missing(root: RootFd) -> bool:

@@ -18,10 +18,12 @@ from guest_agent.engine.container_config import Mount, MountPoint, TmpfsOptions
 from guest_agent.engine.launch import mounts_directory
 from guest_agent.engine.unlisted import Step
 from guest_agent.errors import InvalidParameter, NotFound
+from guest_agent.kernel.overlay import open_overlay
 from guest_agent.kernel.paths import RootFd
+from guest_agent.kernel.syscalls import AT_FDCWD, MOVE_MOUNT_F_EMPTY_PATH, move_mount
 from guest_agent.runtime.types import Overlay
 from guest_agent.runtime.view import with_view
-from guest_agent.threads import in_thread
+from guest_agent.threads import to_the_end
 
 if TYPE_CHECKING:
     from guest_agent.build.steps import StageRun
@@ -73,7 +75,7 @@ class Mounting:
                 await self._secret(step, mount, path)
             else:
                 await self._agent(step, mount)
-        self._missing = await in_thread(lambda: self._not_there(step), "build-mounts")
+        self._missing = await to_the_end(lambda: self._not_there(step), "build-mounts")
 
     def script(self, step: Step, target: str, content: str) -> None:
         """A heredoc that is a program of its own."""
@@ -89,7 +91,7 @@ class Mounting:
         overlay = self._stage.around.engine.images.overlay(step.id)
         scratch = copies.view_directory(self._stage)
         missing = self._missing
-        await in_thread(
+        await to_the_end(
             lambda: with_view(overlay, (), scratch, lambda root: remove(root, missing)), "build-mounts"
         )
 
@@ -100,20 +102,33 @@ class Mounting:
         return with_view(Overlay(overlay.lower), (), scratch, lambda root: _absent(root, targets))
 
     async def _bind(self, step: Step, mount: types.Mount, path: str) -> None:
+        around = self._stage.around
         source = await copies.source_of(self._stage, mount.from_)
+        lower: tuple[str, ...]
         if isinstance(source, str):
-            top = await self._mountable(source)
+            lower = (await self._mountable(source),)
         else:
-            top = path + ".image"
-            lower = self._stage.around.engine.images.snapshots.lower(source.chains)
-            await in_thread(lambda: host_mounts.mount_layers(Overlay(lower), top), "build-mounts")
-        await in_thread(lambda: host_mounts.mount_subpath(top, mount.source or ".", path), "build-mounts")
-        if not mount.read_only:
-            # What is written goes nowhere, so it must not be the source itself.
-            raise InvalidParameter(
-                f"--mount={mount.flag}: rw of a bind is not supported", "Use a cache or tmpfs to write to."
-            )
-        _add(step, path, self._target(mount), writable=False)
+            lower = around.engine.images.snapshots.lower(source.chains)
+        if mount.read_only:
+            overlay = Overlay(lower)
+        else:  # what is written goes with the build, and never into the source
+            overlay = Overlay(lower, around.scratch.directory(), around.scratch.directory())
+
+        def make() -> None:
+            top = path + ".whole"
+            os.makedirs(top, mode=0o700)
+            if mount.read_only:
+                host_mounts.mount_layers(overlay, top)
+            else:
+                tree = open_overlay(list(overlay.lower), overlay.upper, overlay.work, top)
+                try:
+                    move_mount(tree, "", AT_FDCWD, top, MOVE_MOUNT_F_EMPTY_PATH)
+                finally:
+                    os.close(tree)
+            host_mounts.mount_subpath(top, mount.source or ".", path)
+
+        await to_the_end(make, "build-mounts")
+        _add(step, path, self._target(mount), writable=not mount.read_only)
 
     async def _mountable(self, directory: str) -> str:
         """A directory with the same content that can be bind-mounted."""
@@ -127,7 +142,7 @@ class Mounting:
                 select(selection, source, ["."])
                 place(root, selection, Placement("/"))
 
-        await in_thread(copy, "build-mounts")
+        await to_the_end(copy, "build-mounts")
         return target
 
     async def _cache(self, stack: AsyncExitStack, step: Step, mount: types.Mount, path: str) -> None:
@@ -139,12 +154,12 @@ class Mounting:
             locks.use(mount.id or target, mount.sharing or "shared", mode, owner)
         )
         if mount.source:
-            await in_thread(lambda: host_mounts.mount_subpath(top, mount.source, path), "build-mounts")
+            await to_the_end(lambda: host_mounts.mount_subpath(top, mount.source, path), "build-mounts")
             top = path
         _add(step, top, target, writable=not mount.read_only)
 
     def _add_tmpfs(self, step: Step, mount: types.Mount) -> None:
-        options = TmpfsOptions(size_bytes=mount.size)
+        options = TmpfsOptions(size_bytes=mount.size, options=[["exec"]])
         spec = Mount(type="tmpfs", target=self._target(mount), tmpfs_options=options)
         step.mounts.append(MountPoint(type="tmpfs", destination=spec.target, spec=spec))
 

@@ -21,7 +21,7 @@ from guest_agent.engine.unlisted import Step
 from guest_agent.errors import Forbidden, InvalidParameter
 from guest_agent.images.step_layer import take_layer
 from guest_agent.images.store import LayerRow
-from guest_agent.threads import in_thread
+from guest_agent.threads import to_the_end
 
 if TYPE_CHECKING:
     from guest_agent.build.steps import Outcome, StageRun
@@ -132,7 +132,7 @@ async def _execute(
                 "The kernel ended it for want of memory." if ended.oom_killed else "",
             )
         await mounting.leave(container)
-        return await in_thread(
+        return await to_the_end(
             lambda: take_layer(around.engine.images, around.lease, container.id, state.diffs, around.epoch),
             "build-layer",
         )

@@ -33,7 +33,6 @@ class Source:
     fd: int  # O_PATH
     details: os.stat_result
     name: str
-    path: str  # in the root, as found
 
 
 @dataclass(slots=True)
@@ -41,7 +40,7 @@ class Selection:
     """The things that one COPY or ADD takes. Owns their descriptors."""
 
     sources: list[Source] = field(default_factory=list)
-    ignored: Ignored = lambda path: False  # by path from the root
+    ignored: Ignored = lambda path: False  # by path relative to what is named
 
     def __enter__(self) -> Selection:
         return self
@@ -63,7 +62,9 @@ def select(
     words.
     """
     for pattern in patterns:
-        pivot, _, rest = pattern.partition("/./") if parents else ("", "", pattern)
+        pivot, found, rest = pattern.partition("/./") if parents else ("", "", pattern)
+        if not found:
+            pivot, rest = "", pattern
         base = _clean(pivot, verb)
         wanted = "/".join(filter(None, (base, _clean(rest, verb))))
         names = list(_matches(root, wanted)) if _SPECIAL.search(wanted) else [wanted]
@@ -90,8 +91,6 @@ def _clean(pattern: str, verb: str) -> str:
 
 
 def _add(selection: Selection, root: RootFd, name: str, base: str | None, verb: str) -> None:
-    if name and selection.ignored(name):
-        return
     try:
         fd = root.open(name or ".", O_PATH)
     except OSError:
@@ -103,7 +102,10 @@ def _add(selection: Selection, root: RootFd, name: str, base: str | None, verb: 
     target = "" if stat.S_ISDIR(details.st_mode) else name.rpartition("/")[2]
     if base is not None:
         target = name[len(base) :].strip("/") if base else name
-    selection.sources.append(Source(fd, details, target, name))
+    if target and selection.ignored(target):
+        os.close(fd)
+        return
+    selection.sources.append(Source(fd, details, target))
 
 
 def _matches(root: RootFd, pattern: str) -> Iterator[str]:
@@ -210,15 +212,14 @@ def walk(selection: Selection) -> Iterator[Item]:
                     is_dir = stat.S_ISDIR(details.st_mode)
                     if stat.S_ISSOCK(details.st_mode):
                         continue
-                    where = f"{source.path}/{relative}" if source.path else relative
-                    ignored = selection.ignored(where)
+                    path = f"{source.name}/{relative}" if source.name else relative
+                    ignored = selection.ignored(path)
                     if ignored and not is_dir:
                         continue
                     if is_dir:
                         deeper.append(relative)
                         if ignored:
                             continue  # an exception below may be wanted
-                    path = f"{source.name}/{relative}" if source.name else relative
                     yield Item(directory, name, path, details)
                 waiting += reversed(deeper)
             finally:

@@ -136,7 +136,7 @@ class StageRun:
         else:
             failure = StepFailed(error.message, hint=error.hint)
             failure.__cause__ = error
-        if step.lines is not None:
+        if step.lines is not None and not failure.excerpt:  # else it is that of the stage we waited for
             failure.excerpt = excerpt(self.around.request.dockerfile_name, self.around.text, step.lines)
         return failure
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from guest_agent.errors import NotFound
 from guest_agent.runtime.types import Attachment, Exit, LaunchError
+from guest_agent.threads import finished
 
 from . import launch
 from .container import Container, Record
@@ -115,29 +116,33 @@ class Step:
         engine = self._engine
         exit = engine.unlisted.expect(self.id)
         ours, theirs = socket.socketpair()
+        ours.setblocking(False)
         try:
+            start = asyncio.ensure_future(self._start(theirs))
             try:
-                prepared = await launch.prepare(engine, self.container)
-                descriptor = theirs.detach()
-                await engine.monitor.start(prepared, [Attachment(descriptor)])
-            except LaunchError as error:
-                failure = launch.start_error(error)[1]
-                if error.stage == "user":
-                    failure.message = error.text
-                failure.message = failure.message.removesuffix(": unknown")
-                raise failure
-            ours.setblocking(False)
-            try:
+                await finished(start)
                 await _relay(ours, output)
                 return await exit
             except BaseException:
-                await self._end(exit)
+                if not start.cancelled() and start.exception() is None:
+                    await finished(asyncio.ensure_future(self._end(exit)))
                 raise
         finally:
             engine.unlisted.forget(self.id)
             ours.close()
             theirs.close()
-            await disconnect(engine, self.container)
+            await finished(asyncio.ensure_future(disconnect(engine, self.container)))
+
+    async def _start(self, output: socket.socket) -> None:
+        try:
+            prepared = await launch.prepare(self._engine, self.container)
+            await self._engine.monitor.start(prepared, [Attachment(output.detach())])
+        except LaunchError as error:
+            failure = launch.start_error(error)[1]
+            if error.stage == "user":
+                failure.message = error.text
+            failure.message = failure.message.removesuffix(": unknown")
+            raise failure
 
     async def _end(self, exit: asyncio.Future[Exit]) -> None:
         try:

@@ -19,7 +19,7 @@ from guest_agent.engine.container_config import HostConfig, Ulimit
 from guest_agent.engine.engine import Engine
 from guest_agent.errors import EngineError, InvalidParameter, NotSupported
 from guest_agent.images import platforms, reference
-from guest_agent.threads import blocking_reader, in_thread
+from guest_agent.threads import blocking_reader, in_thread, to_the_end
 
 if TYPE_CHECKING:
     from guest_agent.build.builder import Builder
@@ -91,15 +91,16 @@ class _Routes:
         scratch = builder.scratch()
         try:
             directory, name = await _context(request, scratch, query)
+            text = await to_the_end(lambda: context.read_dockerfile(directory, name), "build-context")
             wanted = BuildRequest(
                 context=context.LocalContext(directory),
-                dockerfile=await asyncio.to_thread(context.read_dockerfile, directory, name),
+                dockerfile=text,
                 dockerfile_name=os.path.basename(name),
                 tags=tags,
                 **settings,
             )
             remote = bool(query.get("remote"))
-            await asyncio.to_thread(context.leave_out, directory, name, remote)
+            await to_the_end(lambda: context.leave_out(directory, name, remote), "build-context")
             try:
                 listener.finished(await builder.build(wanted, listener))
             except StepFailed as error:
@@ -166,12 +167,12 @@ async def _context(request: Request, scratch: Scratch, query: Query) -> tuple[st
         raise InvalidParameter(f"forbidden path outside the build context: {name} ()")
     if not remote:
         read = blocking_reader(aiter(request.body))
-        return await in_thread(lambda: context.receive(read, scratch), "build-context"), name
+        return await to_the_end(lambda: context.receive(read, scratch), "build-context"), name
     directory = scratch.directory()
     if context.is_git(remote):
-        directory = await in_thread(lambda: context.fetch_git(remote, directory), "build-context")
+        directory = await to_the_end(lambda: context.fetch_git(remote, directory), "build-context")
     elif remote.startswith(("http://", "https://")):
-        alone = await in_thread(lambda: context.fetch_url(remote, directory), "build-context")
+        alone = await to_the_end(lambda: context.fetch_url(remote, directory), "build-context")
         name = alone or name
     else:
         raise InvalidParameter(
