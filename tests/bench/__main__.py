@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench import rootless
 from tests.bench.measure import Command, family, pairs, processor_time, proportional, resident, wall
 from tests.bench.peers import Dockerd, Runc, docker_cli
 from tests.support.cli import REPOSITORY, Cli
@@ -149,6 +150,10 @@ class Bench:
             ours, theirs = (statistics.median(each) * 1000 for each in times)
             self.rows.append(Row("docker pull, 40 MB", ours, theirs, "ms", 0.5, True, "docker pull, dockerd"))
 
+    def rootless(self) -> None:
+        for what, ours, theirs, peer in rootless.figures(self.stack, self.rounds):
+            self.rows.append(Row(what, ours, theirs, "ms", 0.5, True, peer))
+
     def agent(self) -> None:
         starts, busy = [], []
         for _ in range(7):
@@ -270,7 +275,15 @@ def main() -> int:
     started = time.monotonic()
     with ExitStack() as stack:
         bench = Bench(stack, options.rounds, options.dockerd)
-        for part in (bench.start_of_the_cli, bench.exec, bench.run, bench.pull, bench.agent, bench.memory):
+        for part in (
+            bench.start_of_the_cli,
+            bench.exec,
+            bench.run,
+            bench.pull,
+            bench.agent,
+            bench.memory,
+            bench.rootless,
+        ):
             print(f"… {part.__name__.replace('_', ' ')}", file=sys.stderr)
             part()
         print(f"dockerd {bench.peer.version}, {docker_cli()}, medians of {options.rounds} pairs in turn")

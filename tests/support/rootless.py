@@ -61,9 +61,9 @@ class User:
         reachable = self._reachable(base)
         # Where it is not in its place the interpreter does not find its own library.
         self._libraries = {} if reachable == base else {"LD_LIBRARY_PATH": str(reachable / "lib")}
-        self.python = self._environment(
-            reachable / interpreter.relative_to(base), self._reachable(REPOSITORY), self._reachable(packages)
-        )
+        self.interpreter = reachable / interpreter.relative_to(base)
+        self.paths = [self._reachable(REPOSITORY), self._reachable(packages)]
+        self.python = self._environment(self.interpreter, *self.paths)
 
     def _environment(self, interpreter: Path, *paths: Path) -> Path:
         """The interpreter of a virtual environment (pyvenv.cfg) with what is in these directories."""
