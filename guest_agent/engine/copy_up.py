@@ -1,29 +1,18 @@
 """What the image has at a volume's mount point, copied into the volume while that is empty.
 
-Works on descriptors only: the tree is the image's, so it is hostile, and another container may have the
-volume and do there what it likes meanwhile. Owners, modes, times, extended attributes, hard links, devices
-and links are kept as they are; nothing is followed.
+The tree is the image's, so it is hostile, and another container may have the volume and do there what it
+likes meanwhile.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 
 from guest_agent.errors import InternalError, InvalidParameter
-from guest_agent.kernel.paths import O_PATH, RootFd, open_in_root
-from guest_agent.kernel.syscalls import (
-    MOUNT_ATTR_RDONLY,
-    RESOLVE_BENEATH,
-    RESOLVE_NO_SYMLINKS,
-    FsContext,
-)
-from guest_agent.kernel.trees import Identity, go_down, go_up, identity
+from guest_agent.kernel.copies import copy_tree
+from guest_agent.kernel.paths import RootFd
+from guest_agent.kernel.syscalls import MOUNT_ATTR_RDONLY, FsContext
 from guest_agent.runtime.types import Overlay
-
-_CHUNK = 1 << 20
-_INSIDE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 
 
 def layers_root(overlay: Overlay) -> RootFd:
@@ -54,11 +43,7 @@ def copy_up(overlay: Overlay, destination: str, volume: str) -> None:
             raise InvalidParameter(f"cannot mount volume over existing file, file exists {destination}")
         target = os.open(volume, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            copier = _Copier(source, target)
-            try:
-                copier.copy()
-            finally:
-                copier.close()
+            copy_tree(source, target)
         except OSError as error:
             raise InternalError(
                 f"failed to populate volume: error copying {destination} to {volume}: "
@@ -67,155 +52,3 @@ def copy_up(overlay: Overlay, destination: str, volume: str) -> None:
         finally:
             os.close(source)
             os.close(target)
-
-
-class _Level:
-    """A directory that is being copied: what is left to enter in it, and how to find back to it."""
-
-    def __init__(self, source: int, target: int, path: str) -> None:
-        self.source = identity(source)
-        self.target = identity(target)
-        self.path = path  # from the top
-        self.below: list[str] = []
-
-
-class _Copier:
-    """Copies one tree. Owns its two descriptors, which go down and up again through both trees together."""
-
-    def __init__(self, source: int, target: int) -> None:
-        self._source = os.dup(source)
-        self._target = os.dup(target)
-        self._top = target
-        self._links: dict[Identity, tuple[str, Identity]] = {}  # inode → the path and inode of its copy
-
-    def close(self) -> None:
-        """Closes the descriptors."""
-        os.close(self._source)
-        os.close(self._target)
-
-    def copy(self) -> None:
-        """Copies the content of the directory, then its attributes. Raises OSError."""
-        way = [_Level(self._source, self._target, "")]
-        self._content(way[-1])
-        while True:
-            level = way[-1]
-            if level.below:
-                name = level.below.pop()
-                self._source = go_down(self._source, name)
-                self._target = go_down(self._target, name)
-                way.append(_Level(self._source, self._target, f"{level.path}{name}/"))
-                self._content(way[-1])
-                continue
-            _attributes(self._source, self._target)
-            way.pop()
-            if not way:
-                return
-            self._source = go_up(self._source, way[-1].source)
-            self._target = go_up(self._target, way[-1].target)
-
-    def _content(self, level: _Level) -> None:
-        with os.scandir(self._source) as entries:
-            for entry in entries:
-                info = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(info.st_mode):
-                    os.mkdir(entry.name, 0o700, dir_fd=self._target)
-                    level.below.append(entry.name)
-                elif info.st_nlink < 2 or not self._link(entry.name, info):
-                    self._other(entry.name, info)
-                    if info.st_nlink > 1:
-                        made = os.lstat(entry.name, dir_fd=self._target)
-                        copy = (level.path + entry.name, (made.st_dev, made.st_ino))
-                        self._links[info.st_dev, info.st_ino] = copy
-
-    def _link(self, name: str, info: os.stat_result) -> bool:
-        """Makes a link to the copy of the same file, if there is one and it still is where it was made."""
-        known = self._links.get((info.st_dev, info.st_ino))
-        if known is None:
-            return False
-        path, made = known
-        try:
-            fd = open_in_root(self._top, path, O_PATH | os.O_NOFOLLOW, resolve=_INSIDE)
-        except OSError:
-            return False
-        try:
-            if identity(fd) != made:
-                return False
-            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self._target, follow_symlinks=True)
-        finally:
-            os.close(fd)
-        return True
-
-    def _other(self, name: str, info: os.stat_result) -> None:
-        kind = stat.S_IFMT(info.st_mode)
-        if kind == stat.S_IFREG:
-            self._file(name)
-        elif kind == stat.S_IFLNK:
-            os.symlink(os.readlink(name, dir_fd=self._source), name, dir_fd=self._target)
-            os.chown(name, info.st_uid, info.st_gid, dir_fd=self._target, follow_symlinks=False)
-            times = (info.st_atime_ns, info.st_mtime_ns)
-            os.utime(name, ns=times, dir_fd=self._target, follow_symlinks=False)
-        elif kind != stat.S_IFSOCK:  # a socket without its process is of no use
-            self._device(name, info)
-
-    def _device(self, name: str, info: os.stat_result) -> None:
-        os.mknod(name, stat.S_IFMT(info.st_mode) | 0o600, info.st_rdev, dir_fd=self._target)
-        fd = os.open(name, O_PATH | os.O_NOFOLLOW, dir_fd=self._target)
-        try:
-            made = os.fstat(fd)
-            if (stat.S_IFMT(made.st_mode), made.st_rdev) != (stat.S_IFMT(info.st_mode), info.st_rdev):
-                raise OSError(errno.ESTALE, "replaced by somebody else meanwhile")
-            path = f"/proc/self/fd/{fd}"
-            os.chown(path, info.st_uid, info.st_gid)
-            os.chmod(path, stat.S_IMODE(info.st_mode))
-            os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
-        finally:
-            os.close(fd)
-
-    def _file(self, name: str) -> None:
-        flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        original = os.open(name, os.O_RDONLY | flags, dir_fd=self._source)
-        try:
-            copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, 0o600, dir_fd=self._target)
-            try:
-                _data(original, copy)
-                _attributes(original, copy)
-            finally:
-                os.close(copy)
-        finally:
-            os.close(original)
-
-
-def _data(original: int, copy: int) -> None:
-    """Copies what a file has between its holes: an image of a few bytes may have a file of terabytes."""
-    size = os.fstat(original).st_size
-    os.ftruncate(copy, size)
-    done = 0
-    while done < size:
-        try:
-            done = os.lseek(original, done, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return  # a hole up to the end
-        end = os.lseek(original, done, os.SEEK_HOLE)
-        os.lseek(copy, done, os.SEEK_SET)
-        while done < end:
-            count = os.sendfile(copy, original, done, min(_CHUNK, end - done))
-            if count == 0:
-                return
-            done += count
-
-
-def _attributes(source: int, target: int) -> None:
-    """Owner, extended attributes, mode and times, in the order in which one does not undo another."""
-    info = os.fstat(source)
-    os.fchown(target, info.st_uid, info.st_gid)
-    for name in os.listxattr(source):
-        if name.startswith(("trusted.overlay.", "user.overlay.")):
-            continue
-        try:
-            os.setxattr(target, name, os.getxattr(source, name))
-        except OSError:
-            pass  # the volume's file system need not have them (dockerd ignores that, too)
-    os.fchmod(target, stat.S_IMODE(info.st_mode))
-    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))

@@ -172,9 +172,16 @@ def remove_mounts(top: str) -> None:
     delete(top)
 
 
+def aside_path(directory: str) -> str:
+    """A new path in `directory` whose content is deleted when the next agent starts: for what is not
+    finished, or no longer wanted.
+    """
+    return os.path.join(directory, _ASIDE + secrets.token_hex(8))
+
+
 def set_aside(directory: str, name: str) -> str:
     """Takes an entry out of the way at once; returns the path where it can be deleted at leisure."""
-    aside = os.path.join(directory, _ASIDE + secrets.token_hex(8))
+    aside = aside_path(directory)
     try:
         os.rename(os.path.join(directory, name), aside)
     except FileNotFoundError:

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 from msgspec import Struct, field
@@ -33,14 +34,27 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _NEEDS = {"device": ("type",), "type": ("device",), "o": ("device", "type")}
 
 
-class Volume(Struct):
-    """One volume as it is kept in the database. `created` is in nanoseconds since the epoch."""
+class Snapshot(Struct):
+    """A volume's content as it was; `id` names its directory, `created` is in nanoseconds since the epoch."""
+
+    id: str
+    created: int
+
+
+class Volume(Struct, omit_defaults=True):
+    """One volume as it is kept in the database. `created` is in nanoseconds since the epoch.
+
+    `snapshots` are by their names. `moving_to`: the name it is being given; its directory has that already,
+    or not.
+    """
 
     name: str
     created: int
     labels: dict[str, str] | None = None
     options: dict[str, str] | None = None
     driver: str = DRIVER
+    snapshots: dict[str, Snapshot] = field(default_factory=dict)
+    moving_to: str = ""
 
     @property
     def anonymous(self) -> bool:
@@ -68,11 +82,16 @@ class Volumes:
         self._users: dict[str, _Users] = {}
         self._mounting = asyncio.Lock()
         self.prune_lock = asyncio.Lock()
+        self.content_lock = asyncio.Lock()  # of volume_content: one thing at a time
+        self._held: dict[str, asyncio.Event] = {}
         self._deleting: set[asyncio.Task[None]] = set()
         os.makedirs(roots.data_path("volumes"), mode=0o701, exist_ok=True)
         host_mounts.delete_set_aside(roots.data_path("volumes"))
         for name, document in store.load(TABLE):
             self._volumes[name] = _decoder.decode(document)
+        for volume in list(self):
+            if volume.moving_to:
+                self._finish_move(volume)
 
     def __iter__(self) -> Iterator[Volume]:
         return iter(list(self._volumes.values()))
@@ -87,6 +106,31 @@ class Volumes:
         if volume is None:
             raise NotFound(f"get {name}: no such volume")
         return volume
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._volumes
+
+    def mounted_for(self, name: str) -> set[str]:
+        """Ids of the containers that run with this volume."""
+        return self._users[name].mounted_for if name in self._users else set()
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Meanwhile no container starts with the volume, and it is not removed."""
+        released = self._held[name] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._held[name]
+            released.set()
+
+    async def _released(self, name: str) -> None:
+        while (held := self._held.get(name)) is not None:
+            await held.wait()
+
+    async def save(self, volume: Volume) -> None:
+        """Keeps what has changed of a volume, durably. Raises InternalError."""
+        await self._store.save(TABLE, volume.name, _encoder.encode(volume), durable=True)
 
     def users(self, name: str) -> set[str]:
         """Ids of the containers that have this volume."""
@@ -114,7 +158,7 @@ class Volumes:
             name, labels = new_id(), {**(labels or {}), ANONYMOUS_LABEL: ""}
         elif (existing := self._volumes.get(name)) is not None:
             return existing
-        _check_name(name)
+        check_name(name)
         check_options(name, options or {})
         volume = Volume(name, time.time_ns(), labels, options or None)
         try:
@@ -148,11 +192,12 @@ class Volumes:
 
         Raises NotFound, or InternalError when its mount options do not work.
         """
+        await self._released(name)
         volume = self.get(name)
         path = self.path(name)
         os.makedirs(path, mode=0o755, exist_ok=True)
         users = self._users.setdefault(name, _Users())
-        if not _has_device(volume):
+        if not has_device(volume):
             users.mounted_for.add(container_id)
             return path
         async with self._mounting:
@@ -168,7 +213,7 @@ class Volumes:
             return False
         users.mounted_for.discard(container_id)
         volume = self._volumes.get(name)
-        if users.mounted_for or volume is None or not _has_device(volume):
+        if users.mounted_for or volume is None or not has_device(volume):
             return True
         async with self._mounting:
             if not users.mounted_for and is_mounted(self.path(name)):
@@ -184,7 +229,7 @@ class Volumes:
         adoption.
         """
         for volume in list(self._volumes.values()):
-            if _has_device(volume):
+            if has_device(volume):
                 users = self._users.get(volume.name)
                 if (users is None or not users.mounted_for) and is_mounted(self.path(volume.name)):
                     await asyncio.to_thread(host_mounts.unmount, self.path(volume.name))
@@ -194,13 +239,12 @@ class Volumes:
 
         Raises NotFound (not with `force`), Conflict while a container has it.
         """
+        await self._released(name)
         if name not in self._volumes and force:
             return
         self.get(name)
-        used_by = self.users(name)
-        if used_by:
-            raise Conflict(f"remove {name}: volume is in use - [{', '.join(sorted(used_by))}]")
-        if _has_device(self.get(name)) and is_mounted(self.path(name)):
+        self._check_unused(name, "remove")
+        if has_device(self.get(name)) and is_mounted(self.path(name)):
             await asyncio.to_thread(host_mounts.unmount, self.path(name))
         self._volumes.pop(name, None)
         self._store.post(TABLE, name, None)
@@ -209,6 +253,85 @@ class Volumes:
         self._deleting.add(task)
         task.add_done_callback(self._deleting.discard)
         self._events.publish("volume", "destroy", name, {"driver": DRIVER})
+
+    async def adopt_content(self, staged: str, name: str, labels: dict[str, str] | None) -> Volume:
+        """Makes a volume of a directory that has its `_data`, which moves; all of it is on disk already.
+
+        Raises Conflict when the name is taken.
+        """
+        directory = self._roots.data_path("volumes", name)
+        if name in self._volumes:
+            raise Conflict(
+                f"a volume named {name} exists already", hint="Choose another name, or remove it first."
+            )
+        if self._has_directory(name):
+            raise Conflict(
+                f"{directory} exists, although there is no volume {name}",
+                hint="Move it away, or adopt it with `volume create` and look what is in it.",
+            )
+        os.rename(staged, directory)
+        _sync_directory(self._roots.data_path("volumes"))
+        volume = self._volumes[name] = Volume(name, time.time_ns(), labels)
+        try:
+            await self.save(volume)
+        except BaseException:
+            self._volumes.pop(name, None)
+            raise
+        self._events.publish("volume", "create", name, {"driver": DRIVER})
+        return volume
+
+    async def rename(self, name: str, new: str) -> Volume:
+        """Gives a volume that no container has another name; an anonymous one is so no longer.
+
+        Raises NotFound, InvalidParameter, Conflict.
+        """
+        await self._released(name)
+        volume = self.get(name)
+        check_name(new, "rename")
+        if new in self._volumes or self._has_directory(new):
+            raise Conflict(
+                f"a volume named {new} exists already", hint="Choose another name, or remove it first."
+            )
+        self._check_unused(name, "rename")
+        if has_device(volume) and is_mounted(self.path(name)):
+            await asyncio.to_thread(host_mounts.unmount, self.path(name))
+        with self.hold(name), self.hold(new):
+            volume.moving_to = new
+            await self.save(volume)
+            try:
+                self._check_unused(name, "rename")  # by now
+            except Conflict:
+                volume.moving_to = ""
+                await self.save(volume)
+                raise
+            renamed = self._finish_move(volume)
+            await self._store.flush()
+        self._events.publish("volume", "rename", new, {"driver": DRIVER, "oldName": name})
+        return renamed
+
+    def _finish_move(self, volume: Volume) -> Volume:
+        """Moves the directory, unless it has been, and then the record: a crash in between is made up for by
+        the next agent.
+        """
+        old, new = (self._roots.data_path("volumes", name) for name in (volume.name, volume.moving_to))
+        if os.path.lexists(old):
+            os.rename(old, new)
+            _sync_directory(self._roots.data_path("volumes"))
+        labels = {key: value for key, value in (volume.labels or {}).items() if key != ANONYMOUS_LABEL}
+        renamed = msgspec.structs.replace(volume, name=volume.moving_to, moving_to="", labels=labels or None)
+        del self._volumes[volume.name]
+        self._volumes[renamed.name] = renamed
+        self._store.post(TABLE, volume.name, None)
+        self._store.post(TABLE, renamed.name, _encoder.encode(renamed))
+        return renamed
+
+    def _has_directory(self, name: str) -> bool:
+        return os.path.lexists(self._roots.data_path("volumes", name))
+
+    def _check_unused(self, name: str, action: str) -> None:
+        used_by = self.users(name)
+        if used_by:
+            raise Conflict(f"{action} {name}: volume is in use - [{', '.join(sorted(used_by))}]")
 
     def describe(self, volume: Volume) -> dict[str, object]:
         """A volume as the API shows it."""
@@ -223,18 +346,28 @@ class Volumes:
         }
 
 
-def _has_device(volume: Volume) -> bool:
+def has_device(volume: Volume) -> bool:
+    """Whether its content is what its mount options name."""
     return bool(volume.options and volume.options.get("device"))
 
 
-def _check_name(name: str) -> None:
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def check_name(name: str, action: str = "create") -> None:
+    """Raises InvalidParameter for what cannot be the name of a volume."""
     if len(name) == 1:
         raise InvalidParameter(
-            f"create {name}: volume name is too short, names should be at least two alphanumeric characters"
+            f"{action} {name}: volume name is too short, names should be at least two alphanumeric characters"
         )
     if not _NAME.fullmatch(name):
         raise InvalidParameter(
-            f'create {name}: "{name}" includes invalid characters for a local volume name, only '
+            f'{action} {name}: "{name}" includes invalid characters for a local volume name, only '
             f'"{NAME_CHARACTERS}" are allowed. If you intended to pass a host directory, use absolute path'
         )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from guest_agent.errors import InvalidParameter
 
@@ -444,13 +445,46 @@ class TarWriter:
         self._write = write
 
     def add(self, entry: Entry, content: Iterable[bytes | memoryview] = ()) -> None:
-        """Writes one entry; `content` must come to `entry.size` bytes (of a regular file), else TarError."""
+        """Writes one entry; `content` must come to `entry.size` bytes (of a regular file), else TarError.
+
+        Of an entry with `sparse`, the content is that of its regions, one after the other (GNU tar manual,
+        "PAX Format, Version 1.0").
+        """
+        if entry.sparse is not None:
+            self._add_sparse(entry, content)
+            return
+        self._add(entry, content, {})
+
+    def _add_sparse(self, entry: Entry, content: Iterable[bytes | memoryview]) -> None:
+        assert entry.sparse is not None
+        numbers = [len(entry.sparse), *(number for region in entry.sparse for number in region)]
+        table = b"".join(b"%d\n" % number for number in numbers)
+        table += _ZERO[: -len(table) % BLOCK]
+        head, _, base = entry.name.rpartition("/")
+        stored = Entry(
+            f"{head + '/' if head else ''}GNUSparseFile.0/{base}",
+            entry.type,
+            entry.mode,
+            entry.uid,
+            entry.gid,
+            len(table) + sum(length for _, length in entry.sparse),
+            entry.mtime,
+            xattrs=entry.xattrs,
+        )
+        described = {
+            "GNU.sparse.major": b"1",
+            "GNU.sparse.minor": b"0",
+            "GNU.sparse.name": entry.name.encode("utf-8", "surrogateescape"),
+            "GNU.sparse.realsize": b"%d" % entry.size,
+        }
+        self._add(stored, chain((table,), content), described)
+
+    def _add(self, entry: Entry, content: Iterable[bytes | memoryview], pax: dict[str, bytes]) -> None:
         name = entry.name
         if entry.type == DIRECTORY and not name.endswith("/"):
             name += "/"
         size = entry.size if entry.type == REGULAR else 0
         seconds = entry.mtime // 1_000_000_000
-        pax: dict[str, bytes] = {}
         raw = name.encode("utf-8", "surrogateescape")
         prefix, short = _split_name(raw)
         if short is None:

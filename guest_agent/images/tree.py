@@ -17,6 +17,7 @@ from guest_agent.kernel.paths import O_PATH, open_in_root, reopen
 from guest_agent.kernel.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 
 _PIECE = 256 * 1024
+_MAX_REGIONS = 20_000  # their table stays below the 1 MiB that Go's archive/tar reads
 _INSIDE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # it may have become a link
 _TYPES = {
@@ -30,10 +31,15 @@ _TYPES = {
 
 
 class TreeWriter:
-    """Writes trees to one archive; a second name of a file becomes a hard link to the first."""
+    """Writes trees to one archive; a second name of a file becomes a hard link to the first.
 
-    def __init__(self, writer: TarWriter) -> None:
+    `whole`: with holes, and with all extended attributes, access control lists among them; else files are
+    written out and have those that images have, as dockerd's archives do.
+    """
+
+    def __init__(self, writer: TarWriter, whole: bool = False) -> None:
         self._writer = writer
+        self._whole = whole
         self._first_names: dict[tuple[int, int], str] = {}
 
     def add(self, top: int, name: str, top_entry: bool = True) -> None:
@@ -49,25 +55,35 @@ class TreeWriter:
         if top_entry:
             self.entry(top, details, name)
         prefix = name if not name or name.endswith("/") else name + "/"
-        waiting = ["."]
+        # Depth first: GNU tar sets a directory's times when something outside of it comes.
+        waiting: list[tuple[str, list[str] | None]] = [
+            ("", None)
+        ]  # a directory, what of it is left (None: all)
         while waiting:
-            path = waiting.pop()
+            path, names = waiting.pop()
             try:
-                directory = open_in_root(top, path, os.O_RDONLY | os.O_DIRECTORY, resolve=_INSIDE)
+                directory = open_in_root(top, path or ".", os.O_RDONLY | os.O_DIRECTORY, resolve=_INSIDE)
             except OSError as error:
                 if error.errno not in _VANISHED:
                     raise
                 continue
             try:
-                below = self._directory(directory, "" if path == "." else path + "/", prefix)
+                left = sorted(os.listdir(directory), reverse=True) if names is None else names
+                below = self._up_to_directory(directory, path, left, prefix)
             finally:
                 os.close(directory)
-            waiting += reversed(below)
+            if left:
+                waiting.append((path, left))
+            if below:
+                waiting.append((below, None))
 
-    def _directory(self, directory: int, path: str, prefix: str) -> list[str]:
-        """Writes the entries of one directory; the paths of the directories among them."""
-        below = []
-        for name in sorted(os.listdir(directory)):
+    def _up_to_directory(self, directory: int, path: str, left: list[str], prefix: str) -> str:
+        """Writes entries of a directory, taken from the end of `left`, up to one that is a directory itself.
+
+        Returns the path of that, with a slash at its end, "" when there is none.
+        """
+        while left:
+            name = left.pop()
             try:
                 fd = os.open(name, O_PATH | os.O_NOFOLLOW, dir_fd=directory)
             except FileNotFoundError:
@@ -78,8 +94,8 @@ class TreeWriter:
             finally:
                 os.close(fd)
             if stat.S_ISDIR(details.st_mode):
-                below.append(path + name)
-        return below
+                return f"{path}{name}/"
+        return ""
 
     def entry(self, fd: int, details: os.stat_result, name: str) -> None:
         """Writes the one thing that the O_PATH descriptor `fd` stands for, with `details` its status."""
@@ -104,8 +120,13 @@ class TreeWriter:
             file = reopen(fd, os.O_RDONLY)
             try:
                 entry.size = details.st_size
-                entry.xattrs = _attributes(file)
-                self._writer.add(entry, _content(file, details.st_size))
+                entry.xattrs = _attributes(file, self._whole)
+                if self._whole and details.st_blocks * 512 < details.st_size:
+                    entry.sparse = _regions(file, details.st_size)
+                if entry.sparse is not None:
+                    self._writer.add(entry, _sparse_content(file, entry.sparse))
+                else:
+                    self._writer.add(entry, _content(file, details.st_size))
             finally:
                 os.close(file)
             return
@@ -114,19 +135,19 @@ class TreeWriter:
         elif kind in (tar.CHAR, tar.BLOCK_DEVICE):
             entry.major, entry.minor = os.major(details.st_rdev), os.minor(details.st_rdev)
         elif kind == tar.DIRECTORY:
-            entry.xattrs = _attributes(f"/proc/self/fd/{fd}")
+            entry.xattrs = _attributes(f"/proc/self/fd/{fd}", self._whole)
         self._writer.add(entry)
 
 
-def _attributes(file: int | str) -> dict[str, bytes]:
-    """The extended attributes that an archive carries: file capabilities and the user's own."""
+def _attributes(file: int | str, whole: bool) -> dict[str, bytes]:
+    """The extended attributes that an archive carries: file capabilities and the user's own, or all."""
     try:
         names = os.listxattr(file)
         return {
             name: os.getxattr(file, name)
             for name in names
-            if name == "security.capability"
-            or (name.startswith("user.") and not name.startswith("user.overlay."))
+            if not name.startswith(("trusted.overlay.", "user.overlay."))
+            and (whole or name == "security.capability" or name.startswith("user."))
         }
     except OSError:  # a file system without them, or removed meanwhile
         return {}
@@ -138,3 +159,31 @@ def _content(file: int, size: int) -> Iterator[bytes]:
         piece = os.read(file, min(left, _PIECE)) or bytes(min(left, _PIECE))
         left -= len(piece)
         yield piece
+
+
+def _regions(file: int, size: int) -> list[tuple[int, int]] | None:
+    """Offset and length of what a file has between its holes; None when that is more than readers take."""
+    found: list[tuple[int, int]] = []
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(file, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break  # a hole up to the end
+        at = min(os.lseek(file, start, os.SEEK_HOLE), size)
+        if start >= at:
+            break
+        found.append((start, at - start))
+        if len(found) > _MAX_REGIONS:
+            return None
+    if not found or sum(found[-1]) < size:
+        found.append((size, 0))  # GNU tar ends the file with the last region
+    return found
+
+
+def _sparse_content(file: int, regions: list[tuple[int, int]]) -> Iterator[bytes]:
+    for start, length in regions:
+        os.lseek(file, start, os.SEEK_SET)
+        yield from _content(file, length)

@@ -107,6 +107,7 @@ _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 _NR_QUOTACTL_FD = 443
+_RENAME_EXCHANGE = 2
 _MACHINE = os.uname().machine
 if _MACHINE == "x86_64":
     _NR_CAPGET, _NR_CAPSET, _NR_KEYCTL, _NR_SECCOMP, _NR_BPF, _NR_PIVOT_ROOT = 125, 126, 250, 317, 321, 155
@@ -476,6 +477,12 @@ def quotactl_fd(fd: int, command: int, id: int, data: ctypes.Array[c_char]) -> N
     """quotactl_fd(2) (Linux 5.14): `command` is QCMD(Q_*, *QUOTA), `data` a buffer laid out as it wants."""
     if _syscall(_NR_QUOTACTL_FD, fd, command, id, data) < 0:
         raise _fail("quotactl_fd", fd)
+
+
+def rename_exchange(path: Path, other: Path) -> None:
+    """renameat2(2) with RENAME_EXCHANGE: two paths of one file system change places, at once."""
+    if libc.renameat2(AT_FDCWD, _encode(path), AT_FDCWD, _encode(other), _RENAME_EXCHANGE) < 0:
+        raise _fail("renameat2", path)
 
 
 def syncfs(fd: int) -> None:

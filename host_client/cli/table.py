@@ -105,11 +105,22 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
     "volume": (
         "Manage volumes",
         {
+            "clone": ("volume_content", "CLONE", "Create a volume with the content of another one"),
             "create": ("volumes", "CREATE", "Create a volume"),
+            "export": ("volume_content", "EXPORT", "Write a volume's content as a tar archive"),
+            "import": ("volume_content", "IMPORT", "Create a volume from a tar archive"),
             "inspect": ("inspect", "VOLUME", "Show all details of volumes"),
             "ls": ("volumes", "LIST", "List volumes"),
             "prune": ("prune", "VOLUMES", "Remove unused volumes"),
+            "rename": ("volume_content", "RENAME", "Rename a volume"),
+            "restore": ("volume_content", "RESTORE", "Make a volume's content what it was at a snapshot"),
             "rm": ("volumes", "REMOVE", "Remove volumes"),
+            "snapshot": (
+                "volume_content",
+                "SNAPSHOT",
+                "Keep a volume's content as it is now, or delete such a copy",
+            ),
+            "snapshots": ("volume_content", "SNAPSHOTS", "List the snapshots of a volume"),
         },
     ),
     "system": (

@@ -260,7 +260,7 @@ def test_who_shares_the_volume_cannot_have_files_of_the_host_linked(
             os.symlink(victim, volume / done[0])
         return go_down(fd, name)
 
-    monkeypatch.setattr("guest_agent.engine.copy_up.go_down", swapped)
+    monkeypatch.setattr("guest_agent.kernel.copies.go_down", swapped)
     copy_up(Overlay((str(layer),)), "/", str(volume))
     assert (volume / "moved").exists()
     assert os.stat(victim / "name").st_nlink == 1

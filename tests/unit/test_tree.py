@@ -145,3 +145,37 @@ def test_a_tree_that_changes_gives_a_readable_archive_of_what_is_inside(tmp_path
         stop.set()
         thread.join()
     assert stat.S_ISDIR((top / "a/b").lstat().st_mode)
+
+
+def test_whole_trees_keep_holes_and_all_attributes(tmp_path: Path) -> None:
+    for name, islands, size in (
+        ("all-hole", [], 1 << 20),
+        ("tail", [0], 1 << 20),
+        ("head", [(1 << 20) - 4], 1 << 20),
+    ):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(size)
+            for offset in islands:
+                file.seek(offset)
+                file.write(b"data")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "inner").write_text("x")
+    os.setxattr(tmp_path / "head", "user.kept", b"1")
+    archive = io.BytesIO()
+    top = os.open(tmp_path, O_PATH)
+    try:
+        writer = TarWriter(archive.write)
+        TreeWriter(writer, whole=True).add(top, "./")
+        writer.close()
+    finally:
+        os.close(top)
+    assert len(archive.getvalue()) < 1 << 16
+    archive.seek(0)
+    with tarfile.open(fileobj=archive) as tar:
+        names = tar.getnames()
+        assert names.index("./a/inner") == names.index("./a") + 1, "depth first"
+        for name in ("all-hole", "tail", "head"):
+            content = tar.extractfile(f"./{name}")
+            assert content is not None
+            assert content.read() == (tmp_path / name).read_bytes()
+        assert tar.getmember("./head").pax_headers["SCHILY.xattr.user.kept"] == "1"

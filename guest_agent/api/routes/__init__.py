@@ -16,6 +16,7 @@ from guest_agent.api.routes import (
     ports,
     swarm,
     system,
+    volume_content,
     volumes,
 )
 from guest_agent.engine.engine import Engine
@@ -33,6 +34,7 @@ MODULES = (
     networks,
     ports,
     volumes,
+    volume_content,
     swarm,
 )
 

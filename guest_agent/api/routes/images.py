@@ -113,9 +113,14 @@ class _Routes:
     async def load(self, request: Request) -> StreamingResponse:
         query = request.query
         quiet, platform = query.flag("quiet"), _platform_json(query.get("platform"))
-        return await _messages(
-            lambda messages: self._images.load(aiter(request.body), messages.emit, quiet, platform)
-        )
+
+        async def work(messages: Messages) -> None:
+            try:
+                await self._images.load(aiter(request.body), messages.emit, quiet, platform)
+            except EngineError as error:  # as in dockerd, a bad archive is a message; clients look for that
+                messages.emit(_error(error))
+
+        return await _messages(work)
 
     async def get(self, request: Request) -> StreamingResponse:
         names = [request.params["name"]] if "name" in request.params else request.query.all("names")
@@ -234,12 +239,16 @@ async def _messages(work: Callable[[Messages], Awaitable[None]]) -> StreamingRes
                 async for message in stream:
                     yield message_line(message)
         except EngineError as e:
-            detail: dict[str, Any] = {"message": e.message}
-            if e.hint:
-                detail["hint"] = e.hint
-            yield message_line({"errorDetail": detail, "error": e.message})
+            yield message_line(_error(e))
 
     return StreamingResponse(200, "application/json", lines())
+
+
+def _error(error: EngineError) -> dict[str, Any]:
+    detail: dict[str, Any] = {"message": error.message}
+    if error.hint:
+        detail["hint"] = error.hint
+    return {"errorDetail": detail, "error": error.message}
 
 
 def message_line(message: dict[str, Any]) -> bytes:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PIECE = 1024 * 1024
 
 
-def _target(path: str, what: str) -> str:
+def target(path: str, what: str) -> str:
     """Where to write an archive until it is whole, "" for standard output; checks that it can go there."""
     if not path:
         if output.is_terminal(output.OUT):
@@ -43,7 +43,7 @@ def _target(path: str, what: str) -> str:
     return f"{path}.{os.getpid()}.part"
 
 
-def _save(response: Response, path: str, temporary: str) -> None:
+def save_to(response: Response, path: str, temporary: str) -> None:
     """Write the body to a file under a temporary name that is put in place when it is whole, or to standard
     output.
     """
@@ -70,9 +70,9 @@ def _save(response: Response, path: str, temporary: str) -> None:
 def export(session: Session, parsed: Parsed) -> int:
     """`wherry export`."""
     path = parsed["output"]
-    temporary = _target(path, "export container")
+    temporary = target(path, "export container")
     response = session.client.request("GET", f"/containers/{quote(parsed.args[0])}/export")
-    _save(response, path, temporary)
+    save_to(response, path, temporary)
     return 0
 
 
@@ -95,11 +95,11 @@ def _platforms(platforms: list[str]) -> list[str]:
 def save(session: Session, parsed: Parsed) -> int:
     """`wherry save`."""
     path = parsed["output"]
-    temporary = _target(path, "save image")
+    temporary = target(path, "save image")
     query: dict[str, Any] = {"names": parsed.args}
     if parsed["platform"]:
         query["platform"] = _platforms(parsed["platform"])
-    _save(session.client.request("GET", "/images/get", query), path, temporary)
+    save_to(session.client.request("GET", "/images/get", query), path, temporary)
     return 0
 
 
@@ -116,7 +116,7 @@ SAVE = Command(
 )
 
 
-def _pieces(path: str) -> Iterator[bytes]:
+def pieces(path: str) -> Iterator[bytes]:
     """The content of a file, or of standard input for "-"."""
     if path == "-":
         while piece := os.read(0, PIECE):
@@ -127,7 +127,7 @@ def _pieces(path: str) -> Iterator[bytes]:
             yield piece
 
 
-def _check_readable(path: str) -> None:
+def check_readable(path: str) -> None:
     try:
         with open(path, "rb"):
             pass
@@ -144,13 +144,13 @@ def load(session: Session, parsed: Parsed) -> int:
                 "requested load from stdin, but stdin is empty", "name an archive with -i, or redirect one"
             )
     else:
-        _check_readable(path)
+        check_readable(path)
     terminal = output.is_terminal(output.OUT)
     query: dict[str, Any] = {"quiet": parsed["quiet"] or not terminal}
     if parsed["platform"]:
         query["platform"] = _platforms(parsed["platform"])
     headers = [("Content-Type", "application/x-tar")]
-    response = session.client.request("POST", "/images/load", query, _pieces(path), headers)
+    response = session.client.request("POST", "/images/load", query, pieces(path), headers)
     if response.headers.get("content-type", "").startswith("application/json"):
         progress.show(messages(response), output.OUT)
         return 0
@@ -192,8 +192,8 @@ def import_image(session: Session, parsed: Parsed) -> int:
         query["fromSrc"] = source
     else:
         if source != "-":
-            _check_readable(source)
-        body = _pieces(source)
+            check_readable(source)
+        body = pieces(source)
     progress.show(session.client.messages("POST", "/images/create", query, body), output.OUT)
     return 0
 
