@@ -29,6 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DOCKER_HOST",
         help="run tests/conformance against this Docker engine, to check the tests themselves",
     )
+    parser.addoption(
+        "--machine",
+        action="store_true",
+        help="run tests/conformance through a virtual machine, but what looks at this computer's own kernel",
+    )
 
 
 def pytest_configure() -> None:
@@ -46,6 +51,17 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--oracle"):
         items[:] = [item for item in items if not item.get_closest_marker("ours")]
+    if config.getoption("--machine"):
+        native = [item for item in items if _is_native(item)]
+        config.hook.pytest_deselected(items=native)
+        items[:] = [item for item in items if item not in native]
+
+
+def _is_native(item: pytest.Item) -> bool:
+    """Whether a test needs this computer's kernel or loopback: by its marker, or by what it starts there."""
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    here = any(name in ("start_engine", "own_engine") or name.endswith("_registry") for name in fixtures)
+    return here or item.get_closest_marker("native") is not None
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +106,11 @@ def _session_engine(
 ) -> Iterator[Engine]:
     if oracle:
         engine: Engine = OtherEngine(oracle)
+    elif request.config.getoption("--machine"):
+        from tests.support.machine import MachineEngine
+        from tests.vm.conftest import built_image
+
+        engine = MachineEngine(built_image("amd64")).start()
     elif request.config.getoption("--rootless"):
         engine = RootlessEngine(request.getfixturevalue("user")).start()
     else:

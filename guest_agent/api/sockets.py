@@ -7,9 +7,15 @@ every client that goes away, until the collector comes by; here an error comes s
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
+import sys
+import time
 
 RECEIVE = 256 * 1024  # bytes asked of one recv
+PATIENCE = 1.0  # seconds
+QUICK = 0.001
+SIOCOUTQ = 0x5411
 
 _LARGE = 32 * 1024
 
@@ -54,6 +60,29 @@ async def send(connection: socket.socket, data: bytes | bytearray | memoryview) 
             await ready
         finally:
             loop.remove_writer(fd)
+
+
+async def read_by_peer(connection: socket.socket) -> None:
+    """Waits until the peer of a unix socket has read what was sent to it, at most PATIENCE seconds.
+
+    docker-py reads the head of an answer through a buffer that it then leaves behind: output that arrives
+    together with the head is lost to it. On other sockets this only waits for the peer's acknowledgement
+    (SIOCOUTQ in tcp(7) and unix(7)).
+    """
+    began = time.monotonic()
+    # The kernel has no event for this.
+    while _unread(connection) and (waited := time.monotonic() - began) < PATIENCE:  # noqa: ASYNC110
+        # The event loop's shortest sleep is a millisecond: most clients are faster than that.
+        await asyncio.sleep(0 if waited < QUICK else 0.001)
+
+
+def _unread(connection: socket.socket) -> int:
+    answer = bytearray(4)
+    try:
+        fcntl.ioctl(connection, SIOCOUTQ, answer)
+    except OSError:
+        return 0
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def _wake(ready: asyncio.Future[None]) -> None:

@@ -51,6 +51,7 @@ class Guest:
                 self._loop.create_task(self.set_clock())
         elif word == "ready" and not self.ready.done():
             self.ready.set_result(int(rest) if rest.isdigit() else 0)
+            self._loop.create_task(self.set_clock())  # at boot the guest was long in coming to it
         elif word == "failed":
             self._fail(MachineError(f"the machine did not start: {rest}"))
         elif word == "agent-exit":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -366,6 +367,26 @@ def test_a_detached_connection_keeps_what_came_with_the_request(early: bytes) ->
         return read_all(connection)
 
     assert against_server(client) == (early + b"late")[::-1]
+
+
+def test_output_never_comes_together_with_the_head() -> None:
+    """docker-py reads the head through a buffer of its own, and would lose what came with it."""
+    router = Router()
+
+    async def quick(request: Request) -> None:
+        stream = await request.hijack()
+        await stream.write(b"output")
+
+    router.add("POST", "/quick", quick)
+
+    def client(connection: socket.socket) -> list[bytes]:
+        connection.sendall(b"POST /quick HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.3)
+        return [connection.recv(65536), read_all(connection)]
+
+    head, output = against_server(client, router)
+    assert head.endswith(b"\r\n\r\n")
+    assert output == b"output"
 
 
 @pytest.mark.parametrize("half", [False, True])

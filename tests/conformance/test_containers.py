@@ -239,6 +239,7 @@ def test_a_name_is_taken_once(docker: Cli, busybox: str) -> None:
 # Limits
 
 
+@pytest.mark.native
 def test_cgroup_parent(docker: Cli, busybox: str) -> None:
     docker.ok("run", "-d", "--name", "bound", "--cgroup-parent", "/own-parent", busybox, "sleep", "600")
     identity = docker.ok("inspect", "-f", "{{.Id}}", "bound")

@@ -216,6 +216,7 @@ def test_memory_limit_kills(docker: Cli, busybox: str) -> None:
     assert found["ExitCode"] == 137
 
 
+@pytest.mark.native
 def test_update(docker: Cli, busybox: str) -> None:
     docker.ok("run", "-d", "--name", "bound", "-m", "64m", "--memory-swap", "128m", busybox, "sleep", "600")
     assert docker.ok("update", "-m", "96m", "--cpus", "1.5", "--pids-limit", "77", "bound") == "bound"

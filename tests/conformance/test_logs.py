@@ -109,6 +109,7 @@ def test_long_lines_come_back_whole(docker: Cli, busybox: str) -> None:
     assert docker.ok("logs", "wide") == "x" * 100000 + "\nend"
 
 
+@pytest.mark.native
 def test_file_format(docker: Cli, busybox: str) -> None:
     docker.ok("run", "--name", "talker", busybox, "sh", "-c", "echo out; sleep 0.1; echo err >&2")
     path = Path(docker.ok("inspect", "-f", "{{.LogPath}}", "talker"))
@@ -119,6 +120,7 @@ def test_file_format(docker: Cli, busybox: str) -> None:
     assert first["time"] < second["time"]
 
 
+@pytest.mark.native
 def test_rotation(docker: Cli, busybox: str) -> None:
     options = ("--log-opt", "max-size=10k", "--log-opt", "max-file=3")
     docker.ok("run", "--name", "rotating", *options, busybox, "seq", "1", "5000")

@@ -48,6 +48,7 @@ def test_addresses(docker: Cli, busybox: str) -> None:
     assert f"{found['IPAddress']}\t{identity[:12]}" in docker.ok("exec", "first", "cat", "/etc/hosts")
 
 
+@pytest.mark.native
 def test_containers_reach_each_other(docker: Cli, busybox: str) -> None:
     docker.ok("run", "-d", "--name", "server", "--hostname", "serving", busybox, *SERVER)
     address = docker.ok("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "server")
@@ -55,6 +56,7 @@ def test_containers_reach_each_other(docker: Cli, busybox: str) -> None:
     assert fetch(address) == "serving"
 
 
+@pytest.mark.native
 def test_containers_reach_the_host(docker: Cli, busybox: str) -> None:
     gateway = docker.ok("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge")
     with socket.create_server((gateway, 0)) as listener:
@@ -97,6 +99,7 @@ def with_retry(address: str) -> str:
         return ""
 
 
+@pytest.mark.native
 def test_every_address_of_the_host(docker: Cli, busybox: str) -> None:
     port = free_port()
     docker.ok("run", "-d", "-h", "serving", "-p", f"{port}:80", busybox, *SERVER)
@@ -148,6 +151,7 @@ def test_udp(docker: Cli, loaded: Callable[[str], str]) -> None:
         assert eventually(echoed)
 
 
+@pytest.mark.native
 def test_ranges_and_random_ports(docker: Cli, busybox: str) -> None:
     first = free_port()
     docker.ok(
@@ -239,6 +243,7 @@ def test_none(docker: Cli, busybox: str) -> None:
     assert out.splitlines()[0] == "lo"
 
 
+@pytest.mark.native
 def test_host(docker: Cli, busybox: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         docker.ok(

@@ -229,6 +229,7 @@ def test_add_host(docker: Cli, busybox: str) -> None:
     assert "127.0.0.1\tlocalhost" in hosts
 
 
+@pytest.mark.native
 def test_add_host_gateway(docker: Cli, busybox: str) -> None:
     gateway = docker.ok("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge")
     hosts = sh(docker, busybox, "cat /etc/hosts", "--add-host", "outside:host-gateway")
@@ -394,6 +395,7 @@ def test_recursively_read_only_bind(docker: Cli, busybox: str, tmp_path: Path) -
         os.system(f"umount {tmp_path}/sub")
 
 
+@pytest.mark.native
 def test_bind_propagation(docker: Cli, busybox: str, tmp_path: Path) -> None:
     os.system(f"mount --bind {tmp_path} {tmp_path} && mount --make-shared {tmp_path}")
     try:
@@ -527,6 +529,7 @@ def test_capabilities(docker: Cli, busybox: str) -> None:
     assert 'invalid CapAdd: unknown capability: "CAP_NOSUCH"' in result.err
 
 
+@pytest.mark.native
 def test_privileged(docker: Cli, busybox: str) -> None:
     script = "cat /proc/self/status; grep Seccomp: /proc/self/status; ls /dev | wc -l; mount -t tmpfs t /mnt 2>&1; mkdir /m; mount -t tmpfs t /m && echo mounted"
     out = sh(docker, busybox, script, "--privileged")

@@ -13,12 +13,15 @@ from tests.support.cli import Cli
 
 pytestmark = pytest.mark.root
 
-V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+
+def v2(docker: Cli) -> bool:
+    """Whether the engine's control groups are those of version 2."""
+    return docker.ok("info", "--format", "{{.CgroupVersion}}") == "2"
 
 
-def control(docker: Cli, image: str, v1: str, v2: str, *flags: str) -> str:
-    """A control file as a container sees it that is started with these flags."""
-    return docker.ok("run", "--rm", *flags, image, "cat", f"/sys/fs/cgroup/{v2 if V2 else v1}")
+def control(docker: Cli, image: str, first: str, second: str, *flags: str) -> str:
+    """A control file as a container sees it that is started with these flags: of cgroup v1 or of v2."""
+    return docker.ok("run", "--rm", *flags, image, "cat", f"/sys/fs/cgroup/{second if v2(docker) else first}")
 
 
 def host_config(docker: Cli, image: str, *flags: str) -> dict[str, Any]:
@@ -38,20 +41,21 @@ def block_device() -> tuple[str, str]:
 
 def test_cpu_shares(docker: Cli, busybox: str) -> None:
     assert control(docker, busybox, "cpu/cpu.shares", "cpu.weight", "--cpu-shares", "512") == (
-        "59" if V2 else "512"
+        "59" if v2(docker) else "512"
     )
 
 
 def test_cpu_period_and_quota(docker: Cli, busybox: str) -> None:
     flags = ("--cpu-period", "50000", "--cpu-quota", "25000")
     assert control(docker, busybox, "cpu/cpu.cfs_quota_us", "cpu.max", *flags) == (
-        "25000 50000" if V2 else "25000"
+        "25000 50000" if v2(docker) else "25000"
     )
     result = docker("run", "--rm", "--cpus", "1", "--cpu-quota", "25000", busybox, "true")
     assert result.code == 125
     assert "Conflicting options: Nano CPUs and CPU Quota cannot both be set" in result.err
 
 
+@pytest.mark.native
 def test_too_many_cpus(docker: Cli, busybox: str) -> None:
     result = docker("run", "--rm", "--cpus", "1000", busybox, "true")
     assert result.code == 125
@@ -75,9 +79,9 @@ def test_memory_reservation(docker: Cli, busybox: str) -> None:
 
 
 def test_memory_swap(docker: Cli, busybox: str) -> None:
-    v1, v2 = "memory/memory.memsw.limit_in_bytes", "memory.swap.max"
-    assert control(docker, busybox, v1, v2, "-m", "64m", "--memory-swap", "96m") == str(
-        (32 if V2 else 96) << 20
+    first, second = "memory/memory.memsw.limit_in_bytes", "memory.swap.max"
+    assert control(docker, busybox, first, second, "-m", "64m", "--memory-swap", "96m") == str(
+        (32 if v2(docker) else 96) << 20
     )
     assert host_config(docker, busybox, "-m", "64m")["MemorySwap"] == 128 << 20, (
         "twice the memory when nothing is said"
@@ -99,7 +103,7 @@ def test_too_little_memory(docker: Cli, busybox: str) -> None:
 def test_blkio_throttle(docker: Cli, busybox: str) -> None:
     device, numbers = block_device()
     flags = ("--device-read-bps", f"{device}:1mb", "--device-write-iops", f"{device}:100")
-    if V2:
+    if v2(docker):
         found = control(docker, busybox, "", "io.max", *flags)
         assert found.startswith(numbers)
         assert "rbps=1048576" in found
