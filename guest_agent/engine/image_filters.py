@@ -46,19 +46,21 @@ def until(text: str) -> float:
     moment = instant(text)
     if moment:
         return moment
-    raise InvalidParameter(f'invalid until filter "{text}"', "Use 24h, 2026-01-31T10:00:00Z or a Unix time.")
+    raise InvalidParameter(
+        f'failed to parse value as time or duration: "{text}"',
+        "Use 24h, 2026-01-31T10:00:00Z or a Unix time.",
+    )
 
 
 def flag(filters: Mapping[str, Sequence[str]], name: str, default: bool) -> bool:
     """A filter that is true or false."""
-    values = set(filters.get(name, ()))
+    values = dict.fromkeys(filters.get(name, ()))
     if not values:
         return default
-    if values <= {"1", "true"}:
-        return True
-    if values <= {"0", "false"}:
-        return False
-    raise InvalidParameter(f"invalid filter '{name}={sorted(values)}'", "It is true or false.")
+    yes, no = ("1" in values or "true" in values), ("0" in values or "false" in values)
+    if yes == no:
+        raise InvalidParameter(f"invalid filter '{name}=[{' '.join(values)}]'", "It is true or false.")
+    return yes
 
 
 def has_labels(image: Image, wanted: Sequence[str]) -> bool:
