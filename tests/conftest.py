@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import docker as docker_py
+import hypothesis
 import pytest
 
 from guest_agent.kernel import syscalls
@@ -37,6 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    # How long an example takes says how busy the machine is.
+    hypothesis.settings.register_profile("suite", deadline=None)
+    hypothesis.settings.load_profile("suite")
     # A shell without job control starts what it puts in the background deaf to Ctrl-C, and so would be all that
     # the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -225,7 +225,8 @@ class _Build:
                 if step is not None:
                     self._listener.message(step, message)
 
-            id = await images.pull(ref, platform, self._request.credentials(ref.domain), say)
+            credentials = await self._request.credentials(ref.domain) if self._request.credentials else None
+            id = await images.pull(ref, platform, credentials, say)
             image = images.by_id(id)
         self._lease.hold_chains(image.chains)
         return of_image(images, image)

@@ -205,13 +205,23 @@ def _copy(item: Item, target: int, size: int) -> None:
             while data:
                 data = data[os.write(target, data) :] or os.read(source, _PIECE)
         else:
-            while os.copy_file_range(source, target, _PIECE << 6):
-                pass
+            _pour(source, target)
         capability = _capability(source)
         if capability:
             os.setxattr(target, "security.capability", capability)
     finally:
         os.close(source)
+
+
+def _pour(source: int, target: int) -> None:
+    try:
+        while os.copy_file_range(source, target, _PIECE << 6):
+            pass
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # which it is between file systems of different kinds
+            raise
+        while os.sendfile(target, source, None, _PIECE << 6):
+            pass
 
 
 def _capability(fd: int) -> bytes:

@@ -87,7 +87,7 @@ class BuildRequest:
     cache_from: Sequence[str] = ()
     squash: bool = False
     host: HostConfig = field(default_factory=HostConfig)  # limits, network mode, extra hosts, shm size
-    credentials: Callable[[str], Credentials | None] = lambda registry: None  # by registry host
+    credentials: Callable[[str], Awaitable[Credentials | None]] | None = None  # by registry host
     secret: SecretSource | None = None
     ssh: Callable[[str], Awaitable[str]] | None = None  # id → path of a listening agent socket of ours
     contexts: frozenset[str] = frozenset()  # names that `context` knows beside the main one

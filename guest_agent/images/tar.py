@@ -480,6 +480,26 @@ class TarWriter:
         self._add(stored, chain((table,), content), described)
 
     def _add(self, entry: Entry, content: Iterable[bytes | memoryview], pax: dict[str, bytes]) -> None:
+        size = self._head(entry, pax)
+        written = 0
+        for chunk in content:
+            written += len(chunk)
+            if written > size:
+                break
+            self._write(chunk if isinstance(chunk, bytes) else bytes(chunk))
+        if written != size:
+            raise TarError(f"archive/tar: {entry.name!r} is not {size} bytes long")
+        if size % BLOCK:
+            self._write(_ZERO[: -size % BLOCK])
+
+    def head(self, entry: Entry) -> int:
+        """Writes what stands before an entry's content and returns how long that must be.
+
+        The caller goes on with it, and with zeros up to a multiple of BLOCK.
+        """
+        return self._head(entry, {})
+
+    def _head(self, entry: Entry, pax: dict[str, bytes]) -> int:
         name = entry.name
         if entry.type == DIRECTORY and not name.endswith("/"):
             name += "/"
@@ -521,16 +541,7 @@ class TarWriter:
                 prefix,
             )
         )
-        written = 0
-        for chunk in content:
-            written += len(chunk)
-            if written > size:
-                break
-            self._write(chunk if isinstance(chunk, bytes) else bytes(chunk))
-        if written != size:
-            raise TarError(f"archive/tar: {name!r} is not {size} bytes long")
-        if size % BLOCK:
-            self._write(_ZERO[: -size % BLOCK])
+        return size
 
     def _pax(self, name: str, records: dict[str, bytes]) -> None:
         data = b"".join(

@@ -134,6 +134,17 @@ def compose_binary(version: int) -> Path:
     return found
 
 
+def buildx_directory() -> Path:
+    """The directory of the docker CLI's buildx plugin, which ./run-tests fetched.
+
+    Raises RuntimeError when there is none.
+    """
+    found = cache_directory() / "docker" / "usr" / "libexec" / "docker" / "cli-plugins"
+    if not (found / "docker-buildx").exists():
+        raise RuntimeError("no buildx plugin: ./run-tests --setup-only gets it")
+    return found
+
+
 def wherry_command() -> list[str]:
     """Our own CLI from this checkout."""
     return [sys.executable, "-m", "host_client"]

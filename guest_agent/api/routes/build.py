@@ -6,12 +6,13 @@ import asyncio
 import json
 import os
 import posixpath
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from guest_agent.api.http import Query, Request, Response, StreamingResponse
 from guest_agent.api.router import Router
+from guest_agent.api.routes import buildkit
 from guest_agent.api.routes.images import credentials_by_host, message_line
 from guest_agent.engine import build_cache
 from guest_agent.engine.background import Messages
@@ -19,6 +20,7 @@ from guest_agent.engine.container_config import HostConfig, Ulimit
 from guest_agent.engine.engine import Engine
 from guest_agent.errors import EngineError, InvalidParameter, NotSupported
 from guest_agent.images import platforms, reference
+from guest_agent.images.auth import Credentials
 from guest_agent.threads import blocking_reader, in_thread, to_the_end
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def register(router: Router, engine: Engine) -> None:
     router.add("POST", "/build", routes.build)
     router.add("POST", "/build/prune", routes.prune)
     router.add("POST", "/build/cancel", routes.cancel)
+    buildkit.register(router, engine, routes.get_builder)
 
 
 class _Routes:
@@ -43,7 +46,7 @@ class _Routes:
         self._builder: Builder | None = None
         self._running: dict[str, asyncio.Future[None]] = {}
 
-    def _get_builder(self) -> Builder:
+    def get_builder(self) -> Builder:
         """Loaded with the first build: an agent that builds nothing does not pay for it."""
         if self._builder is None:
             from guest_agent.build.builder import Builder
@@ -63,7 +66,7 @@ class _Routes:
         tags = [_tag(text) for text in query.all("t") if text]
         settings = _settings(query)
         known = credentials_by_host(request.headers.get("x-registry-config", ""))
-        settings["credentials"] = known.get
+        settings["credentials"] = _async(known.get)
         from guest_agent.build.classic import ClassicListener
 
         messages = Messages()
@@ -87,7 +90,7 @@ class _Routes:
         from guest_agent.build.failure import StepFailed
         from guest_agent.build.request import BuildRequest
 
-        builder, query = self._get_builder(), request.query
+        builder, query = self.get_builder(), request.query
         scratch = builder.scratch()
         try:
             directory, name = await _context(request, scratch, query)
@@ -134,6 +137,13 @@ class _Routes:
         if id in self._running:
             self._running[id].cancel()
         return Response(200)
+
+
+def _async(known: Callable[[str], Credentials | None]) -> Callable[[str], Awaitable[Credentials | None]]:
+    async def credentials(registry: str) -> Credentials | None:
+        return known(registry)
+
+    return credentials
 
 
 async def _lines(messages: Messages) -> AsyncIterator[bytes]:

@@ -17,7 +17,7 @@ _PING_HEADERS = {
     "Content-Type": "text/plain; charset=utf-8",
     "Cache-Control": "no-cache, no-store, must-revalidate",
     "Pragma": "no-cache",
-    "Builder-Version": "1",
+    "Builder-Version": "2",
     "Swarm": "inactive",
 }
 

@@ -1,0 +1,119 @@
+"""What a client asks of a build: the attributes of the frontend `dockerfile.v0` as a BuildRequest's fields.
+
+The names are BuildKit's (`frontend/dockerui`, `frontend/dockerfile`); buildx makes them of its flags.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from guest_agent.engine.container_config import HostConfig, Ulimit
+from guest_agent.errors import InvalidParameter, NotSupported
+from guest_agent.images import platforms
+
+_BUILD_ARG, _LABEL, _CONTEXT = "build-arg:", "label:", "context:"
+_LOCAL = "local:"
+
+
+def request_fields(attributes: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of `build.request.BuildRequest`. InvalidParameter, NotSupported by the attribute's name."""
+    _refuse(attributes)
+    platform = attributes.get("platform", "")
+    if "," in platform:
+        raise NotSupported(
+            f"building for several platforms at once ({platform}) is not supported",
+            "Build for one platform at a time, and join the images with 'docker manifest'.",
+        )
+    return {
+        "target": attributes.get("target", ""),
+        "build_args": _prefixed(attributes, _BUILD_ARG),
+        "labels": _prefixed(attributes, _LABEL),
+        "platform": platforms.parse(platform) if platform else None,
+        "no_cache": "no-cache" in attributes,
+        "pull": attributes.get("image-resolve-mode") == "pull",
+        "cache_from": _cache_from(attributes),
+        "host": HostConfig(
+            network_mode=attributes.get("force-network-mode", ""),
+            extra_hosts=_hosts(attributes.get("add-hosts", "")),
+            shm_size=_integer(attributes, "shm-size"),
+            ulimits=_ulimits(attributes.get("ulimit", "")),
+            cgroup_parent=attributes.get("cgroup-parent", ""),
+        ),
+    }
+
+
+def named_contexts(attributes: Mapping[str, str]) -> dict[str, str]:
+    """The further contexts that are directories of the client: name → the directory's name. NotSupported."""
+    found = {}
+    for name, value in _prefixed(attributes, _CONTEXT).items():
+        if not value.startswith(_LOCAL):
+            raise NotSupported(
+                f"--build-context {name}={value} is not supported: only directories are",
+                "Name the image in the Dockerfile, or give a directory.",
+            )
+        found[name] = value.removeprefix(_LOCAL)
+    return found
+
+
+def _refuse(attributes: Mapping[str, str]) -> None:
+    if "requestid" in attributes:
+        kind = attributes["requestid"].removeprefix("frontend.")
+        raise NotSupported(
+            f"the request {kind} is not supported", "Build without --check, --call and --print."
+        )
+    if attributes.get("no-cache"):
+        raise NotSupported(
+            f"--no-cache-filter={attributes['no-cache']} is not supported",
+            "Use --no-cache for the whole build.",
+        )
+
+
+def _prefixed(attributes: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {name.removeprefix(prefix): value for name, value in attributes.items() if name.startswith(prefix)}
+
+
+def _integer(attributes: Mapping[str, str], name: str) -> int:
+    text = attributes.get(name) or "0"
+    if not text.isdecimal():
+        raise InvalidParameter(f"invalid {name}: {text}")
+    return int(text)
+
+
+def _hosts(text: str) -> list[str] | None:
+    found = []
+    for pair in filter(None, text.split(",")):
+        name, equals, address = pair.partition("=")
+        if not equals:
+            raise InvalidParameter(f"failed to parse {pair} as an additional host")
+        found.append(f"{name}:{address}")
+    return found or None
+
+
+def _ulimits(text: str) -> list[Ulimit] | None:
+    found = []
+    for item in filter(None, text.split(",")):
+        name, _, values = item.partition("=")
+        soft, _, hard = values.partition(":")
+        try:
+            found.append(Ulimit(name=name, soft=int(soft), hard=int(hard or soft)))
+        except ValueError:
+            raise InvalidParameter(f"failed to parse ulimit: {item}")
+    return found or None
+
+
+def _cache_from(attributes: Mapping[str, str]) -> list[str]:
+    found = [name for name in attributes.get("cache-from", "").split(",") if name]
+    try:
+        imports = json.loads(attributes.get("cache-imports") or "[]")
+        for each in imports:
+            kind, details = each["Type"], each.get("Attrs") or {}
+            if kind != "registry":
+                raise NotSupported(
+                    f"--cache-from type={kind} is not supported", "Use an image: --cache-from type=registry."
+                )
+            found.append(details["ref"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InvalidParameter(f"failed to unmarshal cache-imports: {error}")
+    return found

@@ -1,0 +1,191 @@
+"""The services a BuildKit client calls: `Control`, the gateway `LLBBridge`, and gRPC's health check."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError
+from grpclib.server import Stream
+
+from guest_agent.api.buildkit import messages
+from guest_agent.api.buildkit.solve import Job, Jobs, SolveError
+from guest_agent.engine.engine import Engine
+from guest_agent.engine.info import engine_id
+from guest_agent.errors import (
+    Conflict,
+    EngineError,
+    Forbidden,
+    InvalidParameter,
+    NotFound,
+    NotSupported,
+    Unauthorized,
+    Unavailable,
+)
+from guest_agent.images import platforms
+
+_CONTROL = "/moby.buildkit.v1.Control/"
+_BRIDGE = "/moby.buildkit.v1.frontend.LLBBridge/"
+_HEALTH = "/grpc.health.v1.Health/Check"
+_BUILD_ID = "buildkit-controlapi-buildid"
+_SERVING = 1
+# What the gateway can: BuildKit's names of capabilities.
+_CAPABILITIES = ("solve.base", "return", "returnmap", "proto.refarray", "importcaches", "gateway.evaluate")
+
+_STATUS = {
+    InvalidParameter: Status.INVALID_ARGUMENT,
+    Unauthorized: Status.UNAUTHENTICATED,
+    Forbidden: Status.PERMISSION_DENIED,
+    NotFound: Status.NOT_FOUND,
+    Conflict: Status.FAILED_PRECONDITION,
+    NotSupported: Status.UNIMPLEMENTED,
+    Unavailable: Status.UNAVAILABLE,
+}
+
+Method = Callable[[Stream[Any, Any]], Awaitable[None]]
+
+
+def _failure(error: EngineError, details: Any = None) -> GRPCError:
+    status = next((value for kind, value in _STATUS.items() if isinstance(error, kind)), Status.UNKNOWN)
+    text = f"{error.message}\n{error.hint}" if error.hint and not details else error.message
+    return GRPCError(status, text, details)
+
+
+async def _request(stream: Stream[Any, Any]) -> Any:
+    message = await stream.recv_message()
+    if message is None:
+        raise GRPCError(Status.CANCELLED, "the call has no request")
+    return message
+
+
+def _told(method: Method) -> Method:
+    """Errors of ours become gRPC's."""
+
+    async def told(stream: Stream[Any, Any]) -> None:
+        try:
+            await method(stream)
+        except SolveError as error:
+            raise _failure(error.error, error.details)
+        except EngineError as error:
+            raise _failure(error)
+
+    return told
+
+
+class BuildServices:
+    """All of them for one engine."""
+
+    def __init__(self, engine: Engine, jobs: Jobs) -> None:
+        self._engine = engine
+        self._jobs = jobs
+
+    def __mapping__(self) -> dict[str, Handler]:
+        one, many = Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM
+        empty = messages.Empty
+        table: dict[str, tuple[Method, Cardinality, Any, Any]] = {
+            _CONTROL + "Solve": (self._solve, one, messages.SolveRequest, messages.SolveResponse),
+            _CONTROL + "Status": (self._status, many, messages.StatusRequest, messages.StatusResponse),
+            _CONTROL + "ListWorkers": (self._workers, one, empty, messages.ListWorkersResponse),
+            _CONTROL + "Info": (self._info, one, empty, messages.InfoResponse),
+            _BRIDGE + "Ping": (self._ping, one, empty, messages.PongResponse),
+            _BRIDGE + "Solve": (
+                self._build,
+                one,
+                messages.GatewaySolveRequest,
+                messages.GatewaySolveResponse,
+            ),
+            _BRIDGE + "Evaluate": (self._evaluate, one, messages.RefRequest, empty),
+            _BRIDGE + "Return": (self._return, one, messages.ReturnRequest, empty),
+            _HEALTH: (self._health, one, messages.HealthCheckRequest, messages.HealthCheckResponse),
+        }
+        return {path: Handler(_told(method), *rest) for path, (method, *rest) in table.items()}
+
+    async def _solve(self, stream: Stream[Any, Any]) -> None:
+        request = await _request(stream)
+        job = await self._jobs.add(request)
+        try:
+            job.exports()  # what cannot be is refused before anything is built
+            if request.Frontend:
+                name = await job.build(request.Frontend, dict(request.FrontendAttrs))
+            else:
+                name = await job.returned
+            answer = await job.export(name)
+        finally:
+            self._jobs.ended(job)
+        await stream.send_message(messages.SolveResponse(ExporterResponse=answer))
+
+    async def _status(self, stream: Stream[Any, Any]) -> None:
+        request = await _request(stream)
+        job = await self._jobs.get(request.Ref)
+        async for message in job.progress.stream():
+            await stream.send_message(message)
+
+    def _worker(self) -> Any:
+        host = platforms.host()
+        return messages.WorkerRecord(
+            ID=engine_id(self._engine.roots),
+            Labels={"org.mobyproject.buildkit.worker.executor": "wherry"},
+            platforms=[messages.Platform(Architecture=host.architecture, OS=host.os, Variant=host.variant)],
+            BuildkitVersion=self._version(),
+        )
+
+    def _version(self) -> Any:
+        return messages.BuildkitVersion(package="github.com/moby/buildkit", version="v0.25.0")
+
+    async def _workers(self, stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()
+        await stream.send_message(messages.ListWorkersResponse(record=[self._worker()]))
+
+    async def _info(self, stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()
+        await stream.send_message(messages.InfoResponse(buildkitVersion=self._version()))
+
+    async def _job(self, stream: Stream[Any, Any]) -> Job:
+        """The build a call of the gateway belongs to."""
+        metadata: Any = stream.metadata or {}
+        return await self._jobs.get(str(metadata.get(_BUILD_ID, "")))
+
+    async def _ping(self, stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()
+        await self._job(stream)
+        capabilities = [messages.APICap(ID=id, Enabled=True) for id in _CAPABILITIES]
+        await stream.send_message(
+            messages.PongResponse(
+                FrontendAPICaps=capabilities,
+                LLBCaps=[messages.APICap(ID="source.local", Enabled=True)],
+                Workers=[self._worker()],
+            )
+        )
+
+    async def _build(self, stream: Stream[Any, Any]) -> None:
+        request = await _request(stream)
+        job = await self._job(stream)
+        if len(request.Definition.SerializeToString()):
+            raise NotSupported("solving an LLB definition is not supported", "Build from a Dockerfile.")
+        name = await job.build(request.Frontend, dict(request.FrontendOpt))
+        await stream.send_message(
+            messages.GatewaySolveResponse(result=messages.Result(ref=messages.Ref(id=name)))
+        )
+
+    async def _evaluate(self, stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()  # all is carried out already
+        await stream.send_message(messages.Empty())
+
+    async def _return(self, stream: Stream[Any, Any]) -> None:
+        request = await _request(stream)
+        job = await self._job(stream)
+        if not job.returned.done():
+            if request.HasField("error"):
+                status = Status(request.error.code) if request.error.code else Status.UNKNOWN
+                details = list(request.error.details)
+                job.returned.set_exception(GRPCError(status, request.error.message, details))
+            else:
+                result = request.result
+                ids = [result.ref.id, *(ref.id for ref in result.refs.refs.values())]
+                job.returned.set_result(next(filter(None, ids), ""))
+        await stream.send_message(messages.Empty())
+
+    async def _health(self, stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()
+        await stream.send_message(messages.HealthCheckResponse(status=_SERVING))

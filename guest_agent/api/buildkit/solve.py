@@ -1,0 +1,169 @@
+"""One build for a BuildKit client: what `Control.Solve` asks for, done when the gateway's `Solve` says so."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from guest_agent.api.buildkit import messages, options
+from guest_agent.api.buildkit.contexts import Dockerfile, SessionContext
+from guest_agent.api.buildkit.exporting import Export, exports_of
+from guest_agent.api.buildkit.progress import BuildListener, Progress
+from guest_agent.api.buildkit.session import Session, Sessions
+from guest_agent.build.dockerfile import DockerfileError
+from guest_agent.build.dockerfile.types import Lines
+from guest_agent.build.request import BuildRequest, BuildResult
+from guest_agent.errors import EngineError, NotFound, NotSupported
+from guest_agent.images.auth import Credentials
+
+if TYPE_CHECKING:
+    from guest_agent.build.builder import Builder
+
+FRONTEND = "dockerfile.v0"
+_COMING = 15.0  # seconds in which a build that somebody asks for must begin
+_KEEP = 10.0  # seconds an ended build can still be asked for its progress
+_DOCKER_HUB = {"docker.io": "registry-1.docker.io"}  # as BuildKit's clients know it
+_SOURCE = "github.com/moby/buildkit/errdefs.Source+json"
+
+
+class SolveError(Exception):
+    """A build failed. `details`: messages, as google.protobuf.Any, that say where."""
+
+    def __init__(self, error: EngineError, details: list[Any]) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.details = details
+
+
+class Job:
+    """One `Control.Solve`, from the call to its answer."""
+
+    def __init__(self, request: Any, builder: Builder, sessions: Sessions) -> None:
+        self.request = request
+        self.progress = Progress()
+        self.returned: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._builder = builder
+        self._sessions = sessions
+        self._results: dict[str, BuildResult] = {}
+
+    def exports(self) -> list[Export]:
+        """What is to become of the result."""
+        return exports_of(self.request)
+
+    async def build(self, frontend: str, attributes: Mapping[str, str]) -> str:
+        """Builds, and returns the name of the result. SolveError, EngineError."""
+        if frontend != FRONTEND and not attributes.get("source", "").startswith("docker/dockerfile"):
+            name = attributes.get("source") or frontend or "none"
+            raise NotSupported(f"the frontend {name} is not supported", f"Build with {FRONTEND}.")
+        exports = self.exports()
+        fields = options.request_fields(attributes)
+        named = options.named_contexts(attributes)
+        session = await self._sessions.get(self.request.Session)
+        scratch = self._builder.scratch()
+        context = SessionContext(self._sessions, session, attributes, named, scratch, self.progress)
+        try:
+            dockerfile = await context.dockerfile()
+            request = BuildRequest(
+                context=context,
+                dockerfile=dockerfile.text,
+                dockerfile_name=dockerfile.name,
+                tags=[tag for export in exports for tag in export.tags],
+                credentials=_credentials(session),
+                secret=session.secret,
+                ssh=lambda id: session.agent(id, scratch.directory()),
+                contexts=frozenset(named),
+                allow_insecure="security.insecure" in self.request.Entitlements,
+                **fields,
+            )
+            result = await self._run(request, dockerfile)
+        finally:
+            await context.close()
+            scratch.remove()
+        name = result.image_id
+        self._results[name] = result
+        return name
+
+    async def _run(self, request: BuildRequest, dockerfile: Dockerfile) -> BuildResult:
+        listener = None
+        try:
+            listener = BuildListener(self.progress, dockerfile.text)
+            return await self._builder.build(request, listener)
+        except EngineError as error:
+            lines = error.lines if isinstance(error, DockerfileError) else None
+            if lines is None and listener is not None and listener.failed is not None:
+                lines = listener.failed.lines
+            raise SolveError(error, [_source(dockerfile, lines)] if lines else [])
+
+    async def export(self, name: str) -> dict[str, str]:
+        """Hands over the result in the ways the client wants. EngineError."""
+        if not name:
+            return {}
+        if name not in self._results:
+            raise NotFound(f"no such result: {name}")
+        result, answer = self._results[name], dict[str, str]()
+        for number, export in enumerate(self.exports()):
+            session = await self._sessions.get(self.request.Session)
+            answer |= await export.run(number, result, self._builder, session, self.progress)
+        return answer
+
+
+class Jobs:
+    """The builds that clients know by a name of theirs."""
+
+    def __init__(self, builder: Callable[[], Builder], sessions: Sessions) -> None:
+        self._builder = builder
+        self._sessions = sessions
+        self._jobs: dict[str, Job] = {}
+        self._changed = asyncio.Condition()
+
+    async def add(self, request: Any) -> Job:
+        """A new build. NotSupported for a name that is taken."""
+        if request.Ref in self._jobs:
+            raise NotSupported(f"a build named {request.Ref} is there already", "Choose another name.")
+        job = Job(request, self._builder(), self._sessions)
+        async with self._changed:
+            self._jobs[request.Ref] = job
+            self._changed.notify_all()
+        return job
+
+    def ended(self, job: Job) -> None:
+        """A build is over; it is forgotten a little later."""
+        job.progress.end()
+        if job.returned.done():
+            if not job.returned.cancelled():
+                job.returned.exception()  # seen
+        else:
+            job.returned.cancel()
+        asyncio.get_running_loop().call_later(_KEEP, self._jobs.pop, job.request.Ref, None)
+
+    async def get(self, ref: str) -> Job:
+        """The build of a name, which may be about to come. NotFound."""
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: ref in self._jobs), _COMING)
+            except TimeoutError:
+                raise NotFound(f"no such job {ref}")
+            return self._jobs[ref]
+
+
+def _credentials(session: Session) -> Callable[[str], Any]:
+    async def credentials(registry: str) -> Credentials | None:
+        return await session.credentials(_DOCKER_HUB.get(registry, registry))
+
+    return credentials
+
+
+def _source(dockerfile: Dockerfile, lines: Lines) -> Any:
+    """Where in the Dockerfile it went wrong, as BuildKit's clients print it."""
+    source = {
+        "info": {
+            "filename": dockerfile.name,
+            "data": base64.b64encode(dockerfile.text.encode()).decode(),
+            "language": "Dockerfile",
+        },
+        "ranges": [{"start": {"line": lines.start}, "end": {"line": lines.end}}],
+    }
+    return messages.Detail(type_url=_SOURCE, value=json.dumps(source).encode())
