@@ -31,12 +31,31 @@ def chosen_mode(flag: str = "") -> str:
     """
     mode = flag or os.environ.get("WHERRY_MODE", "")
     if not mode:
-        return "native" if sys.platform == "linux" else "vm"
+        if sys.platform == "linux":
+            _refuse_wsl1()
+            return "native"
+        return "vm"
     if mode not in MODES:
         raise ConnectError(
             f"there is no mode {mode!r}", "use native (Linux only) or vm, in --mode or WHERRY_MODE"
         )
     return mode
+
+
+def _refuse_wsl1() -> None:
+    """In WSL 2 there is a Linux kernel, whose engine is the native one; in WSL 1 there is none.
+
+    Raises:
+        ConnectError: this is WSL 1, which only imitates Linux's system calls.
+    """
+    if "WSL_DISTRO_NAME" not in os.environ:
+        return
+    release = os.uname().release  # 4.4.0-19041-Microsoft there, 5.15.90.1-microsoft-standard-WSL2 in WSL 2
+    if release.endswith("-Microsoft"):
+        raise ConnectError(
+            f"containers need a Linux kernel, and WSL 1 ({release}) has none",
+            f"in Windows: wsl --set-version {os.environ['WSL_DISTRO_NAME']} 2",
+        )
 
 
 def _socket_of_a_running_machine() -> str:

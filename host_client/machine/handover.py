@@ -13,7 +13,7 @@ import py_compile
 import tempfile
 from collections.abc import Sequence
 
-from host_client.machine import shares
+from host_client.machine import shares, surroundings
 from host_client.machine.cpio import Cpio
 from host_client.machine.errors import MachineError
 from host_client.machine.image import Image
@@ -25,6 +25,7 @@ GUEST_ADDRESS = "10.0.2.15"
 HOST_ADDRESS = "10.0.2.2"
 # /tmp may be the host's, shared under its own name.
 ENVIRONMENT = ("PATH=/usr/sbin:/usr/bin", "HOME=/run", "TMPDIR=/run/tmp", "LANG=C.UTF-8")
+AUTHORITIES = "ca-certificates.crt"  # of this host; without it the image's are trusted
 PORTS_DEVICE = "/dev/vport0p2"
 PYTHON = "/usr/bin/python{version}"
 # Where the guest keeps what it compiled itself, by version of the code, when the host's Python is another
@@ -70,7 +71,12 @@ def write_initrd(
     archive.file("host/name", name.encode())
     archive.file("host/arguments", "".join(f"{word}\n" for word in command).encode())
     archive.file("host/shares", shares.for_guest(folders))
-    archive.file("host/environment", "".join(f"{line}\n" for line in ENVIRONMENT).encode())
+    environment = [*ENVIRONMENT, *(f"{n}={v}" for n, v in surroundings.proxies(HOST_ADDRESS).items())]
+    authorities = surroundings.authorities()
+    if authorities:
+        archive.file(f"host/{AUTHORITIES}", authorities)
+        environment.append(f"SSL_CERT_FILE=/run/host/{AUTHORITIES}")
+    archive.file("host/environment", "".join(f"{line}\n" for line in environment).encode())
     for file in FILES:
         if file in ("ca.pem", "server.pem", "server-key.pem"):
             with open(os.path.join(tls, file), "rb") as pem:

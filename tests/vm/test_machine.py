@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from host_client.machine.layout import Layout, machine_names
 from host_client.machine.machines import Machine
 from tests.support.cli import Cli, docker_binary, eventually, wherry_command
 from tests.support.images import image as container_image
+from tests.support.registry import TlsRegistry
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
@@ -508,6 +510,69 @@ def test_containers_reach_the_host_by_its_name(running: Home) -> None:
         with connection:
             assert connection.makefile().readline() == "called\n"
     running.docker.ok("rm", "-f", "caller")
+
+
+class Proxy:
+    """An HTTP proxy on loopback that can do CONNECT; `asked` are the places it was asked for."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self.asked: list[str] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += client.recv(4096)
+        verb, place = head.decode().split()[:2]
+        assert verb == "CONNECT"
+        self.asked.append(place)
+        host, _, port = place.rpartition(":")
+        server = socket.create_connection((host, int(port)))
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        back = threading.Thread(target=self._carry, args=(server, client), daemon=True)
+        back.start()
+        self._carry(client, server)
+        back.join()
+        client.close()
+        server.close()
+
+    @staticmethod
+    def _carry(source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+def test_pulls_use_the_hosts_proxies_and_authorities(
+    running: Home, tls_registry: TlsRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Proxy()
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HTTPS_PROXY", f"http://localhost:{proxy.port}")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls_registry.authority.path))
+    running.machine.stop()
+    running.machine.start()
+    running.docker.ok("pull", "--quiet", f"{tls_registry.address}/busybox", timeout=120)
+    assert set(proxy.asked) == {tls_registry.address}
+    assert running.docker.ok("info", "--format", "{{.HTTPSProxy}}") == f"http://10.0.2.2:{proxy.port}"
+    offered = ("-v", "/run/host/ca-certificates.crt:/ca:ro", "busybox", "cat", "/ca")
+    assert running.docker.ok("run", "--rm", *offered) == tls_registry.authority.path.read_text().strip()
+    proxy.listener.close()
+    running.machine.stop()  # the next test's is without them
 
 
 def test_what_is_not_shared_is_refused_by_name(running: Home) -> None:
