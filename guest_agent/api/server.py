@@ -26,7 +26,7 @@ from guest_agent.api.http import (
     StreamingResponse,
 )
 from guest_agent.api.router import MAX_VERSION, Router, split_version, version_text
-from guest_agent.api.sockets import read_by_peer, receive, send
+from guest_agent.api.sockets import receive, send
 from guest_agent.api.stream import Stream
 from guest_agent.errors import EngineError, InternalError, InvalidParameter
 
@@ -295,7 +295,6 @@ class Connection:
         if not await body.skip():
             raise ConnectionError("the request's body is too long")
         await self.send(wire.response_head(status, headers, COMMON_HEADERS))
-        await read_by_peer(self._socket)
         self._hangups.remove(self._socket.fileno())
         self._stream = Stream(self._socket, bytes(self._buffer))
         return self._stream

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from guest_agent.api.sockets import RECEIVE, receive, send
+from guest_agent.api.sockets import RECEIVE, read_by_peer, receive, send
 
 _relays: set[asyncio.Task[None]] = set()
 
@@ -27,6 +27,13 @@ class Stream:
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Sends all of `data`, waiting while the client does not read. Raises ConnectionError."""
         await send(self._open(), data)
+
+    async def head_read(self) -> None:
+        """Waits until the client has read the answer's head, so that no output comes together with it.
+
+        Not before something that the client may set off as soon as it has the head: that would come first.
+        """
+        await read_by_peer(self._open())
 
     def write_eof(self) -> None:
         """Tells the client that no more output comes; its input can still be read."""

@@ -375,6 +375,7 @@ def test_output_never_comes_together_with_the_head() -> None:
 
     async def quick(request: Request) -> None:
         stream = await request.hijack()
+        await stream.head_read()
         await stream.write(b"output")
 
     router.add("POST", "/quick", quick)

@@ -196,6 +196,10 @@ class _Routes:
     async def attach(self, request: Request) -> None:
         container, wanted = asked_for(self.engine, request)
         stream = await request.hijack(RAW_STREAM if wanted.tty else MULTIPLEXED_STREAM)
+        # A container that does not run yet has no output to lose. But a client that has the head starts it,
+        # and what it then says is lost when we are not attached.
+        if container.state.running or request.query.flag("logs"):
+            await stream.head_read()
         if request.query.flag("logs"):
             selection = Selection(wanted.stdout, wanted.stderr, framed=not wanted.tty)
             async for piece in read(log_path(self.engine, container), selection):

@@ -57,6 +57,7 @@ def register(router: Router, engine: Engine) -> None:
             return Response(200)
         # As in dockerd it is the start that chooses the form of the output, whatever the exec was made with.
         stream = await request.hijack(RAW_STREAM if body.tty else MULTIPLEXED_STREAM)
+        await stream.head_read()
         client = stream.detach()
         spare = client.dup()
         with spare:
