@@ -1,6 +1,6 @@
 """The budgets of the design, measured: each as a ratio to a peer on the same machine in the same run.
 
-    ./run-tests --bench [--rounds N] [--dockerd PROGRAM]
+    ./run-tests --bench [--rounds N] [--dockerd PROGRAM] [--megabytes N]
 
 Prints a table and exits with 0 whatever the figures are: machines are noisy, so a person judges.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 from tests.bench import rootless
 from tests.bench.measure import Command, family, pairs, processor_time, proportional, resident, wall
 from tests.bench.peers import Dockerd, Runc, docker_cli
+from tests.bench.transfers import transfers
 from tests.support.cli import REPOSITORY, Cli
 from tests.support.engine import OurEngine
 from tests.support.images import image
@@ -61,8 +62,8 @@ class Row:
 class Bench:
     """Both engines, warm and with the same image."""
 
-    def __init__(self, stack: ExitStack, rounds: int, dockerd: str) -> None:
-        self.stack, self.rounds = stack, rounds
+    def __init__(self, stack: ExitStack, rounds: int, dockerd: str, megabytes: int) -> None:
+        self.stack, self.rounds, self.megabytes = stack, rounds, megabytes
         self.rows: list[Row] = []
         self.home = installed(stack)
         self.ours = self.engine()
@@ -149,6 +150,21 @@ class Bench:
                         times[side].append(taken)
             ours, theirs = (statistics.median(each) * 1000 for each in times)
             self.rows.append(Row("docker pull, 40 MB", ours, theirs, "ms", 0.5, True, "docker pull, dockerd"))
+
+    def transfers(self) -> None:
+        """A large image from a registry, and to an empty one."""
+        size = self.megabytes
+        for what, (ours, theirs) in zip(("pull", "push"), transfers(self.ours, self.peer, size), strict=True):
+            row = Row(
+                f"docker {what}, {size} MB",
+                ours * 1000,
+                theirs * 1000,
+                "ms",
+                0.5,
+                True,
+                f"docker {what}, dockerd",
+            )
+            self.rows.append(row)
 
     def rootless(self) -> None:
         for what, ours, theirs, peer in rootless.figures(self.stack, self.rounds):
@@ -271,15 +287,19 @@ def main() -> int:
     parser.add_argument(
         "--dockerd", default="", help="another dockerd to compare with, such as /usr/sbin/dockerd"
     )
+    parser.add_argument(
+        "--megabytes", type=int, default=600, help="size of the image that is pushed and pulled (default 600)"
+    )
     options = parser.parse_args()
     started = time.monotonic()
     with ExitStack() as stack:
-        bench = Bench(stack, options.rounds, options.dockerd)
+        bench = Bench(stack, options.rounds, options.dockerd, options.megabytes)
         for part in (
             bench.start_of_the_cli,
             bench.exec,
             bench.run,
             bench.pull,
+            bench.transfers,
             bench.agent,
             bench.memory,
             bench.rootless,
