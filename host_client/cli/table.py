@@ -161,10 +161,12 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
     "engine": (
         "Run Wherry's own engine",
         {
+            "install-service": ("service", "INSTALL", "Have systemd start the engine when it is needed"),
             "logs": ("engine", "LOGS", "Show the engine's log"),
             "serve": ("engine", "SERVE", "Run an engine in the foreground"),
             "status": ("engine", "STATUS", "Tell whether the engine runs, and where"),
             "stop": ("engine", "STOP", "Stop the engine and what runs in it"),
+            "uninstall-service": ("service", "UNINSTALL", "Have systemd start the engine no more"),
         },
     ),
 }
