@@ -216,7 +216,7 @@ def test_a_shop_of_version_1(project: Callable[[str], Project], docker: Cli, ver
     compose("restart", "-t", "1", "cache")
     assert compose("top").count("nc -ll -p 6379") == 2
     assert "response:200" in compose("logs", "web")
-    compose("down", "-v")
+    compose("down", "-v", "-t", "1")
     assert docker.ok("ps", "-aq") == docker.ok("volume", "ls", "-q") == ""
     assert "shop" not in docker.ok("network", "ls")
 
@@ -290,6 +290,46 @@ services:
     assert done.code == 7, done
     assert "tested" in done.out
     compose("down")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_builds(project: Callable[[str], Project], docker: Cli, version: str) -> None:
+    compose = project(version)
+    compose.cli.env |= {"COMPOSE_DOCKER_CLI_BUILD": "0"}
+    if version == "2":  # `wherry compose` asks the engine
+        compose.cli.env |= {"DOCKER_BUILDKIT": "0"}
+    compose.write(
+        {
+            "compose.yaml": """\
+version: "3.8"
+services:
+  app:
+    build: {context: ./app, args: {WHO: world}}
+  dev:
+    build: {context: ./app, target: first}
+    image: dev-of-test:1
+    command: cat /who
+""",
+            "app/Dockerfile": """\
+FROM busybox AS first
+ARG WHO=nobody
+RUN echo "hello $WHO" > /who
+FROM busybox
+COPY --from=first /who /who
+COPY text /text
+CMD cat /who /text
+""",
+            "app/text": "as it was\n",
+        }
+    )
+    compose("build")
+    assert compose("run", "--rm", "-T", "app").splitlines() == ["hello world", "as it was"]
+    assert compose("run", "--rm", "-T", "dev") == "hello nobody"
+    compose.write({"app/text": "changed\n"})
+    compose("up", "-d", "--build")
+    eventually(lambda: "changed" in compose("logs", "app"))
+    compose("down", "--rmi", "all")
+    assert "dev-of-test" not in docker.ok("images")
 
 
 def test_changed_files_are_synchronised(project: Callable[[str], Project], docker: Cli) -> None:

@@ -45,7 +45,11 @@ def run(session: Session, parsed: Parsed) -> int:
         environment["DOCKER_CONFIG"] = session.settings["config"]
     options: list[str] = []
     if words and words[0] not in OFFLINE and "--help" not in words:
-        endpoint = session.client.endpoint
+        client = session.client
+        if client.negotiate().get("builder-version") != "2":
+            # It does not speak BuildKit's protocol, which Compose takes for granted where buildx is there.
+            environment.setdefault("DOCKER_BUILDKIT", "0")
+        endpoint = client.endpoint
         options = tls_options(endpoint)
         environment["DOCKER_HOST"] = endpoint.url
         for name in ("DOCKER_TLS", "DOCKER_TLS_VERIFY"):
