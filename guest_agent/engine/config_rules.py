@@ -107,7 +107,7 @@ _RULES: dict[str, Callable[[Any], object]] = {
     "insecure_registries": _insecure,
     "ip": ipaddress.ip_address,
     "labels": _label,
-    "log_driver": _one_of("json-file", "none"),
+    "log_driver": _one_of("json-file", "local", "none"),
     "max_concurrent_downloads": _at_least(0),
     "max_download_attempts": _at_least(1),
     "mtu": _at_least(0),

@@ -83,7 +83,12 @@ async def create(
     validate.check_config(config)  # what the image says may be as wrong
     config.working_dir = clean_path(config.working_dir) if config.working_dir else ""
     host.log_config = settle_log_config(host.log_config, engine.config)
-    parse_security_options(host.security_opt or (), host_facts.apparmor, engine.config.no_new_privileges)
+    warnings += parse_security_options(
+        host.security_opt or (),
+        host_facts.apparmor,
+        engine.config.no_new_privileges,
+        host_facts.selinux,
+    ).discarded
 
     id = new_id()
     record = Record(

@@ -18,6 +18,7 @@ class Facts:
     cgroup2: bool
     limits: dict[str, Any]
     apparmor: bool
+    selinux: bool
 
     @property
     def ip_forwarding(self) -> bool:
@@ -34,7 +35,8 @@ def facts() -> Facts:
         and _read("/sys/module/apparmor/parameters/enabled") == "Y"
         and os.path.isdir("/sys/kernel/security/apparmor")
     )
-    return Facts(str(limits.get("version")) == "2", limits, apparmor)
+    selinux = os.path.exists("/sys/fs/selinux/enforce")
+    return Facts(str(limits.get("version")) == "2", limits, apparmor, selinux)
 
 
 def describe(error: OSError) -> str:

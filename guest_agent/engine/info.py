@@ -97,7 +97,7 @@ def describe(engine: Engine, api: tuple[int, int]) -> dict[str, Any]:
             "Volume": ["local"],
             "Network": ["bridge", "host", "null"],
             "Authorization": None,
-            "Log": ["json-file"],
+            "Log": ["json-file", "local"],
         },
         "MemoryLimit": limits["memory_limit"],
         "SwapLimit": limits["swap_limit"],

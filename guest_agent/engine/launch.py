@@ -335,6 +335,8 @@ def _seccomp(engine: Engine, container: Container, security: SecurityOptions) ->
 
 def start_error(error: LaunchError) -> tuple[int, EngineError]:
     """A failed launch as dockerd tells it: the exit code `docker inspect` shows, and the error."""
+    if error.stage == "user":  # dockerd looks it up before it asks runc
+        return classify(error.text)
     text = (
         "failed to create task for container: failed to create shim task: OCI runtime create failed: "
         f"runc create failed: unable to start container process: {error.text}: unknown"

@@ -1,4 +1,8 @@
-"""Log drivers and their options: json-file and none; others are refused by name."""
+"""Log drivers and their options: json-file, local and none; others are refused by name.
+
+`local` has its own defaults and no path for others to read at. Its format is the engine's own business; here
+it is json-file's.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,16 @@ from guest_agent.runtime.types import LogSpec
 from .config import Config
 from .container import Record
 from .container_config import ContainerConfig, LogConfig
-from .units import human_size
+from .units import human_size, ram_in_bytes
 
 _JSON_FILE_OPTIONS = frozenset(
     ("max-file", "max-size", "compress", "env", "env-regex", "labels", "labels-regex", "tag")
 )
+_LOCAL_OPTIONS = frozenset(("max-file", "max-size", "compress"))
+_LOCAL_DEFAULTS = {"max-file": "5", "max-size": "20m", "compress": "true"}
+# How output is handed to the driver. Ours neither holds a process up longer than its file takes nor drops
+# anything, which is within what either mode promises.
+_DELIVERY_OPTIONS = frozenset(("mode", "max-buffer-size"))
 TAG_FIELDS = ("ID", "FullID", "Name", "ImageID", "ImageFullID", "ImageName", "DaemonName")
 _TAG_FIELD = re.compile(r"\{\{\s*\.?([^{}]*?)\s*\}\}")
 
@@ -29,21 +38,27 @@ def settle_log_config(wanted: LogConfig, config: Config) -> LogConfig:
         return LogConfig(kind, options)
     if options.get("mode", "") not in ("", "blocking", "non-blocking"):
         raise InvalidParameter(f"logger: logging mode not supported: {options['mode']}")
-    if options.get("mode") == "non-blocking":
-        raise InvalidParameter(
-            "log option mode=non-blocking is not supported: Wherry never drops output", hint="Leave mode out."
-        )
     if "max-buffer-size" in options:
+        if options.get("mode") != "non-blocking":
+            raise InvalidParameter(
+                "logger: max-buffer-size option is only supported with 'mode=non-blocking'",
+                hint="Leave it out.",
+            )
+        try:
+            ram_in_bytes(options["max-buffer-size"])
+        except ValueError as error:
+            raise InvalidParameter(f"logger: error parsing option max-buffer-size: {error}")
+    if kind not in ("json-file", "local"):
         raise InvalidParameter(
-            "logger: max-buffer-size option is only supported with 'mode=non-blocking'", hint="Leave it out."
+            f"logger: no log driver named '{kind}' is registered", hint="Use json-file, local or none."
         )
-    if kind != "json-file":
-        raise InvalidParameter(
-            f"logger: no log driver named '{kind}' is registered", hint="Use json-file or none."
-        )
+    known = _JSON_FILE_OPTIONS if kind == "json-file" else _LOCAL_OPTIONS
     for option in options:
-        if option not in _JSON_FILE_OPTIONS and option != "mode":
-            raise InvalidParameter(f"unknown log opt '{option}' for json-file log driver")
+        if option not in known | _DELIVERY_OPTIONS:
+            raise InvalidParameter(
+                f"unknown log opt '{option}' for "
+                + ("json-file log driver" if kind == "json-file" else "log driver local")
+            )
     result = LogConfig(kind, options)
     log_spec(result, ContainerConfig(), "", dict.fromkeys(TAG_FIELDS, ""))  # finds what makes no sense
     return result
@@ -63,7 +78,7 @@ def log_spec(log: LogConfig, config: ContainerConfig, path: str, tags: dict[str,
     """
     if log.type == "none":
         return None
-    options = log.config or {}
+    options = (_LOCAL_DEFAULTS if log.type == "local" else {}) | (log.config or {})
     max_size, max_files = -1, 1
     if "max-size" in options:
         max_size = _bytes(options["max-size"])

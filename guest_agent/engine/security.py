@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +12,7 @@ from guest_agent.errors import InvalidParameter, NotSupported
 
 UNCONFINED = "unconfined"
 BUILTIN = "builtin"
+DOCKER_PROFILE = "docker-default"  # of AppArmor
 
 
 @dataclass(slots=True)
@@ -24,13 +25,16 @@ class SecurityOptions:
     seccomp_builtin: bool = False  # the default profile by name, also for a privileged container
     apparmor: str = ""
     writable_cgroups: bool | None = None
+    discarded: list[str] = field(default_factory=list)  # what this kernel has no use for, as warnings
 
 
 def parse_security_options(
-    options: Iterable[str], apparmor: bool, no_new_privileges: bool
+    options: Iterable[str], apparmor: bool, no_new_privileges: bool, selinux: bool = False
 ) -> SecurityOptions:
-    """Reads the options; `apparmor` tells whether this host's kernel confines by it.
+    """Reads the options; `apparmor` and `selinux` tell whether this host's kernel confines by them.
 
+    Where it does not, labels and Docker's own profile are discarded as dockerd does, and not a profile of
+    the user's, who would be confined less than by any default.
     Raises InvalidParameter for what Docker does not know, NotSupported for what cannot be honoured here.
     """
     result = SecurityOptions(no_new_privileges=no_new_privileges)
@@ -48,12 +52,17 @@ def parse_security_options(
         elif key == "seccomp":
             _seccomp(result, value)
         elif key == "apparmor":
+            if value == DOCKER_PROFILE and not apparmor:
+                result.discarded.append(f"{option} discarded: AppArmor is not enabled in this kernel.")
+                continue
             if value != UNCONFINED and not apparmor:
                 raise NotSupported(
                     f'security option "{option}" cannot be honoured: AppArmor is not enabled in this kernel',
                     hint="Leave the option out, or enable AppArmor on this host.",
                 )
             result.apparmor = value
+        elif key == "label" and not selinux:
+            result.discarded.append(f"{option} discarded: SELinux is not enabled in this kernel.")
         elif key == "label":
             raise NotSupported(
                 f'security option "{option}" cannot be honoured: Wherry sets no SELinux labels',

@@ -302,6 +302,12 @@ def _refuse(host: HostConfig) -> None:
     if host.runtime and host.runtime not in RUNTIMES:
         raise InvalidParameter(f"unknown or invalid runtime name: {host.runtime}")
     for request in host.device_requests or ():
+        if request.driver == "cdi":
+            raise InvalidParameter(
+                "CDI device injection failed: unresolvable CDI devices "
+                + ", ".join(request.device_ids or ()),
+                hint="Wherry reads no CDI specifications; pass device nodes with --device.",
+            )
         wanted = "[" + " ".join("[" + " ".join(names) + "]" for names in request.capabilities or ()) + "]"
         raise InvalidParameter(
             f'could not select device driver "{request.driver}" with capabilities: {wanted}',
@@ -443,7 +449,7 @@ def _check_cpuset(wanted: Resources, limits: dict[str, Any], warnings: list[str]
         try:
             asked = parse_list(value)
         except ValueError:
-            raise InvalidParameter(f"Invalid value {value} for cpuset {name}")
+            raise InvalidParameter(f"Invalid value {value} for cpuset {name}: invalid format: {value}")
         try:
             with open(path, encoding="ascii") as file:
                 available = file.read().strip()

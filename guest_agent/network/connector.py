@@ -118,7 +118,9 @@ class Connector:
         """
         if memberships[0][0].driver == "null":
             return (await self._namespace()).fd, []
-        if len(memberships) == 1 and memberships[0][0].name == "bridge" and not memberships[0][1].mac_address:
+        network, config = memberships[0]
+        special = config.mac_address or config.driver_opts or config.link_local
+        if len(memberships) == 1 and network.name == "bridge" and not special:
             ready = self._connected.take()
             if ready is not None and ready.wire is not None:
                 return ready.fd, [ready.wire]

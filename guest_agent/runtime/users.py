@@ -99,7 +99,7 @@ def _additional(root: RootFd, wanted: list[str]) -> list[int]:
         elif number is not None:
             result.append(number)
         else:
-            text = f"Unable to find group {item}: no matching entries in group file"
+            text = f"unable to find group {item}: no matching entries in group file"
             raise StageError("user", _EINVAL, text)
     return result
 

@@ -106,7 +106,7 @@ def test_user(driver: Driver, user: str, expected: str) -> None:
         ("nosuch", [], "unable to find user nosuch: no matching entries in passwd file"),
         ("broken", [], "unable to find user broken: no matching entries in passwd file"),
         ("0:nosuch", [], "unable to find group nosuch: no matching entries in group file"),
-        ("0", ["nosuch"], "Unable to find group nosuch: no matching entries in group file"),
+        ("0", ["nosuch"], "unable to find group nosuch: no matching entries in group file"),
         ("4294967296", [], "uids and gids must be in range 0-2147483647"),
         ("-1", [], "uids and gids must be in range 0-2147483647"),
         ("0:2147483648", [], "uids and gids must be in range 0-2147483647"),

@@ -156,7 +156,7 @@ def test_host_settings_that_are_wrong(host: dict[str, Any], text: str) -> None:
             "Conflicting options: Nano CPUs and CPU Period cannot both be set",
         ),
         ({"cpu_quota": 999}, "CPU cfs quota can not be less than 1ms (i.e. 1000)"),
-        ({"cpuset_cpus": "x"}, "Invalid value x for cpuset cpus"),
+        ({"cpuset_cpus": "x"}, "Invalid value x for cpuset cpus: invalid format: x"),
         ({"blkio_weight": 5}, "Range of blkio weight is from 10 to 1000"),
     ],
 )
@@ -260,11 +260,30 @@ def test_log_tags() -> None:
     assert spec.attrs == {"tag": "one/ab"}
 
 
+def test_the_local_driver_rotates_by_itself() -> None:
+    log = settle_log_config(LogConfig("local", {"max-file": "3", "mode": "non-blocking"}), Config())
+    assert log == LogConfig("local", {"max-file": "3", "mode": "non-blocking"})
+    spec = log_spec(log, ContainerConfig(), "/log", {})
+    assert spec is not None
+    assert (spec.max_size, spec.max_files, spec.compress) == (20_000_000, 3, True)
+
+
 @pytest.mark.parametrize(
     ("log", "text"),
     [
         (LogConfig("json-file", {"tag": "{{.Odd}}"}), "invalid log tag: {{.Odd}} is not a field"),
         (LogConfig("syslog"), "logger: no log driver named 'syslog' is registered"),
+        (LogConfig("local", {"tag": "x"}), "unknown log opt 'tag' for log driver local"),
+        (LogConfig("local", {"max-size": "x"}), "invalid size: 'x'"),
+        (
+            LogConfig("json-file", {"max-buffer-size": "1m"}),
+            "logger: max-buffer-size option is only supported with 'mode=non-blocking'",
+        ),
+        (
+            LogConfig("json-file", {"mode": "non-blocking", "max-buffer-size": "x"}),
+            "logger: error parsing option max-buffer-size: invalid size: 'x'",
+        ),
+        (LogConfig("json-file", {"mode": "odd"}), "logger: logging mode not supported: odd"),
         (LogConfig("json-file", {"odd": "1"}), "unknown log opt 'odd' for json-file log driver"),
         (LogConfig("json-file", {"max-size": "x"}), "invalid size: 'x'"),
         (LogConfig("json-file", {"max-file": "0"}), "max-file cannot be less than 1"),

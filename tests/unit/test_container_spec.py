@@ -300,13 +300,24 @@ def test_environment_entries_without_a_value_remove() -> None:
         ("a=b", InvalidParameter, 'invalid --security-opt 2: "a=b"'),
         ("no-new-privileges=maybe", InvalidParameter, 'invalid --security-opt 2: "no-new-privileges=maybe"'),
         ("seccomp={", InvalidParameter, "Decoding seccomp profile failed"),
-        ("label=type:x", NotSupported, "label=type:x"),
         ("apparmor=own", NotSupported, "apparmor=own"),
     ],
 )
 def test_security_options_are_refused_by_name(option: str, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text.replace("{", r"\{").split(":")[0]):
         parse_security_options([option], apparmor=False, no_new_privileges=False)
+
+
+def test_what_this_kernel_has_no_use_for_is_discarded_with_a_warning() -> None:
+    value = parse_security_options(["label=type:x", "apparmor=docker-default"], False, False)
+    assert value.discarded == [
+        "label=type:x discarded: SELinux is not enabled in this kernel.",
+        "apparmor=docker-default discarded: AppArmor is not enabled in this kernel.",
+    ]
+    assert value.apparmor == ""
+    with pytest.raises(NotSupported, match="label=type:x"):
+        parse_security_options(["label=type:x"], False, False, selinux=True)
+    assert parse_security_options(["apparmor=docker-default"], True, False).apparmor == "docker-default"
 
 
 def test_security_options() -> None:
