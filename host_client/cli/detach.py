@@ -35,8 +35,10 @@ class KeyFilter:
         self.detached = False
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes to pass on; sets `detached` when the sequence is complete."""
+        """The bytes to pass on; sets `detached` when the sequence is complete, after which nothing passes."""
         passed = bytearray()
+        if self.detached:
+            return b""
         for byte in data:
             if self._matched < len(self._keys) and byte == self._keys[self._matched]:
                 self._matched += 1

@@ -100,6 +100,7 @@ def test_key_filter() -> None:
     assert typed(DEFAULT_KEYS, b"\x10", b"x") == (b"\x10x", False)
     assert typed(DEFAULT_KEYS, b"\x10\x10\x11") == (b"\x10", True)
     assert typed(b"q", b"ab", b"q") == (b"ab", True)
+    assert typed(DEFAULT_KEYS, b"a\x10\x11", b"b") == (b"a", True)
 
 
 @given(st.lists(st.binary(max_size=8), max_size=6))
