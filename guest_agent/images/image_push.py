@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from guest_agent.errors import NotFound
 from guest_agent.images.manifest import Descriptor
@@ -74,21 +75,46 @@ class ImagePush:
         for number, (diff, _, _) in enumerate(work.values()):
             if number >= self._concurrent:
                 self._say(message("Waiting", _short(diff)))
-        with ThreadPoolExecutor(self._concurrent, "push-layer") as pool:
-            stop = threading.Event()
-            futures = [pool.submit(self._layer, ref, *item, stop) for item in work.values()]
-            while True:
-                done, pending = wait(futures, 0.2, FIRST_EXCEPTION)
-                if not pending or self._cancelled.is_set() or any(each.exception() for each in done):
-                    break
-            stop.set()
-            for each in futures:
-                each.cancel()
-        for each in futures:  # the first, topmost, failure is the one that is told
-            if not each.cancelled() and (error := each.exception()) and not isinstance(error, Cancelled):
-                raise error
+        self._at_once(ref, list(work.values()))
         if self._cancelled.is_set():
             raise Cancelled("cancelled")
+
+    def _at_once(self, ref: Reference, layers: list[tuple[str, str, Descriptor]]) -> None:
+        """Pushes layers, several at once; the first failure ends it.
+
+        The threads are daemons and are not waited for after that: a registry may leave one without an answer
+        for minutes, which neither the client nor the engine's end is to wait for.
+        """
+        waiting = deque(layers)
+        done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        stop = threading.Event()
+
+        def run() -> None:
+            while not stop.is_set():
+                try:
+                    item = waiting.popleft()
+                except IndexError:
+                    return
+                try:
+                    self._layer(ref, *item, stop)
+                    done.put(None)
+                except BaseException as e:
+                    done.put(e)
+
+        for _ in range(min(self._concurrent, len(layers))):
+            threading.Thread(target=run, name="push-layer", daemon=True).start()
+        left = len(layers)
+        try:
+            while left and not self._cancelled.is_set():
+                try:
+                    error = done.get(timeout=0.2)
+                except queue.Empty:
+                    continue
+                left -= 1
+                if error is not None:
+                    raise error
+        finally:
+            stop.set()
 
     def _layer(self, ref: Reference, diff: str, chain: str, blob: Descriptor, stop: threading.Event) -> None:
         if stop.is_set():

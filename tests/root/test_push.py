@@ -26,6 +26,7 @@ from guest_agent.images.load import load
 from guest_agent.images.manifest import DOCKER_MANIFEST
 from guest_agent.roots import Roots
 from tests.support import registry
+from tests.support.engine import OurEngine
 from tests.support.faulty_registry import FaultyRegistry, Request
 from tests.support.images import Image as Recipe
 
@@ -328,6 +329,33 @@ def test_a_push_that_nobody_waits_for_ends(store: ImageStore, faulty: FaultyRegi
         worker.join(30)
     ended.set()
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_the_agent_ends_although_a_registry_does_not_answer(
+    start_engine: Callable[..., OurEngine], image: Callable[[str], Recipe], faulty: FaultyRegistry
+) -> None:
+    reached, over = threading.Event(), threading.Event()
+
+    def stall(request: Request) -> bool:
+        if request.command != "PUT":
+            return False
+        reached.set()
+        over.wait(60)
+        request.close_connection = True
+        return True
+
+    faulty.fault = stall
+    engine = start_engine()
+    engine.docker.ok("load", "-q", "-i", image("busybox:latest").archive())
+    engine.docker.ok("tag", "busybox", f"{faulty.address}/x:1")
+    pushing = engine.docker.spawn("push", f"{faulty.address}/x:1")
+    try:
+        assert reached.wait(30)
+        engine.restart()  # fails when it takes long
+    finally:
+        over.set()
+        pushing.kill()
+        pushing.communicate()
 
 
 def test_credentials_stay_with_the_registry(store: ImageStore, faulty: FaultyRegistry) -> None:
