@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support import images
 from tests.support.cli import Cli
+from tests.support.engine import Engine
 from tests.support.images import Image
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _images(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Names that a module's tests gave to images go after it; the suite's own images stay, busybox always."""
+    fixtures = {
+        name
+        for item in request.session.items
+        if item.getparent(pytest.Module) is request.node
+        for name in getattr(item, "fixturenames", ())
+    }
+    engine: Engine | None = None
+    if "_session_engine" in fixtures:
+        engine = request.getfixturevalue("_session_engine")
+    if engine and engine.docker("image", "inspect", "busybox").code:
+        engine.docker.ok("load", "--quiet", "--input", images.image("busybox:latest").archive())
+    yield
+    for name in engine.docker.ok("images", "--format", "{{.Repository}}:{{.Tag}}").split() if engine else ():
+        if name not in images.RECIPES and "<none>" not in name:
+            engine.docker("rmi", "--force", name)
 
 
 @pytest.fixture
