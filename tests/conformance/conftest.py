@@ -8,7 +8,6 @@ import pytest
 
 from tests.support import images
 from tests.support.cli import Cli
-from tests.support.engine import Engine
 from tests.support.images import Image
 
 
@@ -21,15 +20,16 @@ def _images(request: pytest.FixtureRequest) -> Iterator[None]:
         if item.getparent(pytest.Module) is request.node
         for name in getattr(item, "fixturenames", ())
     }
-    engine: Engine | None = None
-    if "_session_engine" in fixtures:
-        engine = request.getfixturevalue("_session_engine")
-    if engine and engine.docker("image", "inspect", "busybox").code:
-        engine.docker.ok("load", "--quiet", "--input", images.image("busybox:latest").archive())
+    if "_session_engine" not in fixtures:
+        yield
+        return
+    docker = request.getfixturevalue("_session_engine").docker
+    if docker("image", "inspect", "busybox").code:
+        docker.ok("load", "--quiet", "--input", images.image("busybox:latest").archive())
     yield
-    for name in engine.docker.ok("images", "--format", "{{.Repository}}:{{.Tag}}").split() if engine else ():
+    for name in docker.ok("images", "--format", "{{.Repository}}:{{.Tag}}").split():
         if name not in images.RECIPES and "<none>" not in name:
-            engine.docker("rmi", "--force", name)
+            docker("rmi", "--force", name)
 
 
 @pytest.fixture
