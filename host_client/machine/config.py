@@ -26,6 +26,7 @@ class Config:
     disk: int  # bytes the data disk may grow to
     created: float  # seconds since the epoch
     shares: tuple[str, ...] = ()  # folders of the host
+    idle_stop: int = 0  # minutes without containers and clients after which the machine sleeps; 0: never
 
     def check(self) -> Config:
         """Itself. Raises MachineError for a size that cannot work."""
@@ -35,6 +36,10 @@ class Config:
             raise MachineError(
                 f"{self.memory // MIB} MiB of memory are too few",
                 f"Give it at least {MEMORY_MIN // MIB} MiB.",
+            )
+        if self.idle_stop < 0:
+            raise MachineError(
+                f"a machine cannot be stopped after {self.idle_stop} minutes", "Use 0 for never."
             )
         if not DISK_MIN <= self.disk <= DISK_MAX:
             raise MachineError(

@@ -1,6 +1,6 @@
 """What the supervisor can be asked while its machine runs, over a socket of its own.
 
-One JSON object a line: {"do": "status" | "stop" | "trim" | "grow" …}; the answer is one line, {"ok": …} or
+One JSON object a line: {"do": "status" | "stop" | "wake" | "trim" …}; the answer is one line, {"ok": …} or
 {"error": …}.
 """
 
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from host_client.machine.errors import MachineError
@@ -30,14 +30,15 @@ class ControlServer:
         listener: Listener,
         status: Callable[[], dict[str, Any]],
         stopping: asyncio.Event,
-        guest: Guest,
-        qmp: Qmp,
+        wake: Callable[[], Awaitable[None]],
+        parts: Callable[[], tuple[Guest, Qmp]],
     ) -> None:
+        """`parts` raises MachineError while the machine sleeps, `wake` ends that."""
         self._listener = listener
         self._status = status
         self._stopping = stopping
-        self._guest = guest
-        self._qmp = qmp
+        self._wake = wake
+        self._parts = parts
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -77,15 +78,19 @@ class ControlServer:
             case "stop":
                 self._stopping.set()
                 return None
+            case "wake":
+                await self._wake()
+                return self._status()
             case "trim":
-                await self._guest.ask("trim")
+                await self._parts()[0].ask("trim")
                 return None
             case "pause":
-                await self._qmp.execute("stop")
+                await self._parts()[1].execute("stop")
                 return None
             case "resume":
-                await self._qmp.execute("cont")
-                await self._guest.set_clock()
+                guest, qmp = self._parts()
+                await qmp.execute("cont")
+                await guest.set_clock()
                 return None
         raise MachineError(f"the supervisor does not know the request {request['do']!r}")
 

@@ -54,6 +54,8 @@ def _machine(name: str) -> str:
     if machine.running():
         status = machine.status()
         assert status is not None
+        if status.get("asleep"):
+            return "asleep: the next command that needs it wakes it"
         return f"runs with {status['accelerator'].upper()}, process {status['qemu']}"
     left = [p for p in (machine.layout.api_socket, machine.layout.control_socket) if os.path.exists(p)]
     if left:

@@ -20,6 +20,7 @@ from host_client.machine.config import Config
 from host_client.machine.errors import MachineError
 
 STOP_SECONDS = 60.0  # for the supervisor's own bounded steps
+WAKE_SECONDS = 320.0  # likewise
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -54,6 +55,7 @@ class Machine:
         memory: int = 0,
         disk: int = 0,
         folders: Sequence[str] | None = None,
+        idle_stop: int = 0,
     ) -> Config:
         """Makes the machine; zeros are taken from the host, None shares the user's files.
 
@@ -71,6 +73,7 @@ class Machine:
             disk=disk or config.DISK_DEFAULT,
             created=time.time(),
             shares=_shares(folders),
+            idle_stop=idle_stop,
         ).check()
         os.makedirs(self.layout.folder, mode=0o700, exist_ok=True)
         keys.make_keys(self.layout.tls, self.name)
@@ -99,6 +102,8 @@ class Machine:
         config.load(self.layout)
         if self.running():
             status: dict[str, Any] = control.ask(self.layout, {"do": "status"})
+            if status.get("asleep"):  # which a supervisor of an older version does not know of
+                status = control.ask(self.layout, {"do": "wake"}, WAKE_SECONDS)
         else:
             status = self._boot(progress)
         try:
@@ -171,6 +176,7 @@ class Machine:
             "Disk": made.disk,
             "Image": made.image,
             "Shares": list(made.shares),
+            "IdleStop": made.idle_stop,
             "Created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(made.created)),
             "DataDisk": self.layout.disk,
             "ConsoleLog": self.layout.console,
@@ -180,9 +186,14 @@ class Machine:
         }
 
     def set(
-        self, cpus: int = 0, memory: int = 0, disk: int = 0, folders: Sequence[str] | None = None
+        self,
+        cpus: int = 0,
+        memory: int = 0,
+        disk: int = 0,
+        folders: Sequence[str] | None = None,
+        idle_stop: int | None = None,
     ) -> Config:
-        """Changes a stopped machine; zeros and None stay as they are. Raises MachineError."""
+        """Changes a stopped machine; zeros of sizes and None stay as they are. Raises MachineError."""
         self.must_be_stopped()
         old = config.load(self.layout)
         new = replace(
@@ -191,6 +202,7 @@ class Machine:
             memory=memory or old.memory,
             disk=disk or old.disk,
             shares=old.shares if folders is None else _shares(folders),
+            idle_stop=old.idle_stop if idle_stop is None else idle_stop,
         )
         if new.disk < old.disk:
             raise MachineError(

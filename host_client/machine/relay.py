@@ -10,6 +10,8 @@ import asyncio
 import os
 import socket
 import ssl
+import time
+from collections.abc import Awaitable, Callable
 
 from host_client.machine.keys import SERVER_NAME
 from host_client.machine.listener import Listener
@@ -27,13 +29,20 @@ def client_context(folder: str) -> ssl.SSLContext:
 
 
 class Relay:
-    """A listener, which it owns, whose connections are relayed to a port of this host's loopback."""
+    """A listener, which it owns, whose connections are relayed to a port of this host's loopback.
 
-    def __init__(self, listener: Listener, context: ssl.SSLContext, port: int) -> None:
+    `port` says which, once there is one; it raises OSError when there will be none.
+    """
+
+    def __init__(
+        self, listener: Listener, context: ssl.SSLContext, port: Callable[[], Awaitable[int]]
+    ) -> None:
         self._listener = listener
         self._context = context
         self._port = port
         self._connections: set[asyncio.Task[None]] = set()
+        self._last = time.monotonic()  # when the last connection began or ended
+        self._ended = asyncio.Event()  # a connection, since somebody last waited for that
 
     async def serve(self) -> None:
         """Until cancelled."""
@@ -43,12 +52,30 @@ class Relay:
                 client = await self._listener.accept()
                 task = loop.create_task(self._relay(client))
                 self._connections.add(task)
-                task.add_done_callback(self._connections.discard)
+                self._last = time.monotonic()
+                task.add_done_callback(self._end)
         finally:
             self._listener.close()
             for task in self._connections:
                 task.cancel()
             await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        self._last = time.monotonic()
+        self._ended.set()
+
+    async def quiet(self, seconds: float) -> None:
+        """Until there has been no connection for so long."""
+        self._last = max(self._last, time.monotonic() - seconds)
+        while True:
+            if self._connections:
+                self._ended.clear()
+                await self._ended.wait()
+            left = self._last + seconds - time.monotonic()
+            if not self._connections and left <= 0:
+                return
+            await asyncio.sleep(max(left, 0))
 
     async def _relay(self, client: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -57,7 +84,7 @@ class Relay:
             server.setblocking(False)
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
-                await loop.sock_connect(server, ("127.0.0.1", self._port))
+                await loop.sock_connect(server, ("127.0.0.1", await self._port()))
                 await _Connection(loop, client, server, self._context).run()
             except OSError:
                 pass  # either side has gone; the other sees its connection close

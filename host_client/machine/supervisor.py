@@ -21,6 +21,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+from host_client.engine_api.client import Client
+from host_client.engine_api.endpoint import Endpoint, Tls
+from host_client.engine_api.errors import EngineApiError
 from host_client.machine import accelerator, config, handover, image, keys, layout, qcow2, qemu, system
 from host_client.machine.channels import Channels
 from host_client.machine.command import Files, Machine, Platform, command_line, flags
@@ -41,6 +44,7 @@ STOP_SECONDS = 20.0  # for init: it gives containers 10 s
 QUIT_SECONDS = 5.0
 CLOCK_CHECK_SECONDS = 15.0
 CLOCK_JUMP_SECONDS = 0.5
+IDLE_CHECK_SECONDS = 60.0  # between two looks at whether containers still run
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -60,6 +64,11 @@ class Supervisor:
         self.boot_times: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._job: object | None = None
+        self._parts: tuple[Guest, Qmp] | None = None  # while the machine is there to be asked
+        self._relay: Relay | None = None
+        self._serving: list[asyncio.Task[None]] = []
+        self._woken = asyncio.Event()  # a client wants the machine
+        self._awake = asyncio.Event()  # the engine answers
 
     async def run(self) -> None:
         """Boots, serves and ends the machine. Raises MachineError."""
@@ -68,17 +77,51 @@ class Supervisor:
         if not system.IS_WINDOWS:  # the host shuts down, or somebody ends us: the machine is stopped properly
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stopping.set)
         self._clear_leftovers()
-        channels = Channels()
         console = ConsoleLog(self.layout.console)
         try:
-            self._launch(channels)
-            await self._live(channels, console)
+            async with asyncio.TaskGroup() as tasks:
+                while await self._run_once(console, tasks):
+                    await self._sleep()
+                for task in self._serving:
+                    task.cancel()
         finally:
-            self._kill()
-            channels.close()
             console.close()
             self._clear_leftovers()
             self.lock.release()
+
+    async def _run_once(self, console: ConsoleLog, tasks: asyncio.TaskGroup) -> bool:
+        """One life of QEMU's; whether it ended because nobody needed it: the next client wakes it."""
+        channels = Channels()
+        try:
+            self._launch(channels)
+            return await self._live(channels, console, tasks)
+        finally:
+            self._kill()
+            channels.close()
+
+    async def _sleep(self) -> None:
+        """Until a client or a stop comes."""
+        log.info("asleep: nothing ran for %d minutes", self.config.idle_stop)
+        self._write_state()
+        events = [asyncio.create_task(event.wait()) for event in (self._woken, self.stopping)]
+        await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+        for task in events:
+            task.cancel()
+
+    async def wake(self) -> None:
+        """Boots the machine if it is asleep, and waits until its engine answers. Raises MachineError."""
+        self._woken.set()
+        await self._awake.wait()
+        if self.stopping.is_set():
+            raise MachineError(f"machine {self.layout.name} is being stopped")
+
+    async def _engine_port(self) -> int:
+        """For the relay: where the engine is. Raises OSError."""
+        try:
+            await self.wake()
+        except MachineError as error:
+            raise ConnectionRefusedError(error.message)
+        return self.api_port
 
     def _clear_leftovers(self) -> None:
         """Sockets and state of a supervisor that was killed; we hold the lock, so nobody uses them.
@@ -137,35 +180,48 @@ class Supervisor:
         self._job = system.put_into_job(self._process)
         channels.started()
 
-    async def _live(self, channels: Channels, console: ConsoleLog) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            background = [tasks.create_task(console.follow(await channels.take("console")))]
-            qmp = Qmp(await channels.take("qmp"))
-            guest = Guest(await channels.take("control"), self._on_stage)
-            background.append(tasks.create_task(guest.follow()))
-            background.append(tasks.create_task(Forwards(qmp).follow(await channels.take("ports"))))
-            ended = tasks.create_task(self._wait_for_process())
-            try:
-                await self._boot(qmp, guest, ended, console)
-                # They listen before anybody is told so.
-                relay = Relay(
-                    await listen(self.layout.api_socket), client_context(self.layout.tls), self.api_port
-                )
-                background.append(tasks.create_task(relay.serve()))
-                socket = await listen(self.layout.control_socket)
-                control = ControlServer(socket, self._status, self.stopping, guest, qmp)
-                background.append(tasks.create_task(control.serve()))
-                background.append(tasks.create_task(self._keep_clock(guest)))
-                self._write_state()
-                self.report({"ready": self._status()})
-                await self._until_the_end(ended, console)
-                if not ended.done():
-                    await self._stop(qmp, guest, ended)
-            finally:
-                self._kill()
-                for task in background:
-                    task.cancel()
-                await qmp.close()
+    async def _live(self, channels: Channels, console: ConsoleLog, tasks: asyncio.TaskGroup) -> bool:
+        background = [tasks.create_task(console.follow(await channels.take("console")))]
+        qmp = Qmp(await channels.take("qmp"))
+        guest = Guest(await channels.take("control"), self._on_stage)
+        background.append(tasks.create_task(guest.follow()))
+        background.append(tasks.create_task(Forwards(qmp).follow(await channels.take("ports"))))
+        ended = tasks.create_task(self._wait_for_process())
+        try:
+            await self._boot(qmp, guest, ended, console)
+            await self._serve(tasks)
+            background.append(tasks.create_task(self._keep_clock(guest)))
+            self._parts = guest, qmp
+            self._woken.clear()
+            self._awake.set()
+            self._write_state()
+            self.report({"ready": self._status()})
+            idle = await self._until_the_end(ended, console)
+            if not ended.done():
+                await self._stop(qmp, guest, ended)
+            return idle and not self.stopping.is_set()
+        finally:
+            self._parts = None
+            self._kill()
+            for task in background:
+                task.cancel()
+            await qmp.close()
+
+    async def _serve(self, tasks: asyncio.TaskGroup) -> None:
+        """Listens for clients from the first boot on, before anybody is told so, and while it sleeps."""
+        if self._serving:
+            return
+        self._relay = Relay(
+            await listen(self.layout.api_socket), client_context(self.layout.tls), self._engine_port
+        )
+        socket = await listen(self.layout.control_socket)
+        control = ControlServer(socket, self._status, self.stopping, self.wake, self._reachable)
+        self._serving = [tasks.create_task(self._relay.serve()), tasks.create_task(control.serve())]
+
+    def _reachable(self) -> tuple[Guest, Qmp]:
+        if self._parts is None:
+            raise MachineError(f"machine {self.layout.name} is asleep", "Any command that needs it wakes it.")
+        return self._parts
 
     async def _boot(self, qmp: Qmp, guest: Guest, ended: asyncio.Task[int], console: ConsoleLog) -> None:
         """Until the engine answers. Raises MachineError with a cause and what the console said last."""
@@ -204,14 +260,47 @@ class Supervisor:
         assert self._process is not None
         return await asyncio.to_thread(self._process.wait)
 
-    async def _until_the_end(self, ended: asyncio.Task[int], console: ConsoleLog) -> None:
-        """Until a stop is asked for or QEMU ends by itself: a power-off from inside (0) or a crash."""
+    async def _until_the_end(self, ended: asyncio.Task[int], console: ConsoleLog) -> bool:
+        """Until a stop is asked for, nobody needs the machine, or QEMU ends by itself: a power-off from
+        inside (0) or a crash. Whether it is that nobody needs it.
+        """
         stop = asyncio.create_task(self.stopping.wait())
-        await asyncio.wait({stop, ended}, return_when=asyncio.FIRST_COMPLETED)
+        idle = asyncio.create_task(self._until_idle())
+        await asyncio.wait({stop, ended, idle}, return_when=asyncio.FIRST_COMPLETED)
+        asleep = idle.done() and not ended.done()
         stop.cancel()
+        idle.cancel()
+        if asleep:
+            self._awake.clear()  # from now on clients wait for the next boot
         if ended.done() and ended.result():
             said = " / ".join(console.last()[-3:])
             log.error("QEMU ended with status %d; the console said last: %s", ended.result(), said)
+        return asleep
+
+    async def _until_idle(self) -> None:
+        """Until there has been no client for as long as the user wants, and no container runs."""
+        assert self._relay is not None
+        seconds = self.config.idle_stop * 60
+        if not seconds:
+            await asyncio.get_running_loop().create_future()
+        while True:
+            await self._relay.quiet(seconds)
+            if not await asyncio.to_thread(self._anything_runs):
+                return
+            await asyncio.sleep(min(seconds, IDLE_CHECK_SECONDS))
+
+    def _anything_runs(self) -> bool:
+        """Whether the engine has running containers; also when it does not say."""
+        ca, own, key = (os.path.join(self.layout.tls, name) for name in ("ca.pem", "cert.pem", "key.pem"))
+        tls = Tls(ca, own, key, verify=True)
+        client = Client(Endpoint("the machine", "tcp", "127.0.0.1", self.api_port, tls))
+        try:
+            return bool(client.get("/containers/json"))
+        except EngineApiError as error:
+            log.warning("cannot see whether containers run: %s", error.message)
+            return True
+        finally:
+            client.close()
 
     async def _stop(self, qmp: Qmp, guest: Guest, ended: asyncio.Task[int]) -> None:
         """By the guest's init, then by QEMU, then by force, each for a bounded time."""
@@ -251,13 +340,15 @@ class Supervisor:
                     log.warning("cannot set the guest's clock: %r", error)
 
     def _status(self) -> dict[str, Any]:
-        assert self._process is not None
+        """What there is to know. `qemu` and `api_port` are 0 while the machine sleeps."""
+        awake = self._parts is not None and self._process is not None
         return {
             "name": self.layout.name,
             "supervisor": os.getpid(),
-            "qemu": self._process.pid,
+            "asleep": not awake,
+            "qemu": self._process.pid if awake and self._process else 0,
             "accelerator": self.accelerator,
-            "api_port": self.api_port,
+            "api_port": self.api_port if awake else 0,
             "socket": self.layout.api_socket,
             "boot_milliseconds": self.boot_times,
         }

@@ -575,6 +575,27 @@ def test_pulls_use_the_hosts_proxies_and_authorities(
     running.machine.stop()  # the next test's is without them
 
 
+def test_an_idle_machine_sleeps_and_wakes(running: Home) -> None:
+    machine = running.machine
+    running.docker.ok("run", "-d", "--name", "short", "busybox", "sleep", "600")
+    machine.stop()
+    running.wherry.ok("machine", "set", "--idle-stop", "1")
+    machine.start()
+    state = running.state()
+    running.docker.ok("start", "short")
+    time.sleep(65)
+    assert _alive(state["qemu"]), "a container runs"
+    running.docker.ok("rm", "-f", "short")
+    eventually(lambda: not _alive(state["qemu"]), 150, every=1)
+    eventually(lambda: "asleep" in running.wherry("machine", "status").out, 30)
+    assert _alive(state["supervisor"])
+    assert running.docker.ok("run", "--rm", "busybox", "echo", "woken") == "woken"
+    assert "running" in running.wherry("machine", "status").out
+    assert running.state()["supervisor"] == state["supervisor"]
+    machine.stop()
+    running.wherry.ok("machine", "set", "--idle-stop", "0")
+
+
 def test_what_is_not_shared_is_refused_by_name(running: Home) -> None:
     refused = running.docker("run", "--rm", "-v", "/not-shared/folder:/x", "busybox", "true")
     assert refused.code == 125

@@ -29,6 +29,12 @@ SIZE_FLAGS = (
     ("cpus", "", "int", "Number of processors"),
     ("memory", "m", "bytes", "Memory, such as 4g"),
     ("disk", "", "bytes", "What the data disk may grow to, such as 100g"),
+    (
+        "idle-stop",
+        "",
+        "int",
+        "Minutes without containers and clients after which it sleeps (default 0: never)",
+    ),
     ("share", "", "list", "Folder of this computer that containers can mount (default: yours and /tmp)"),
 )
 FORCE_FLAG = ("force", "f", "bool", "Do not ask for confirmation")
@@ -78,7 +84,9 @@ def init(session: Session, parsed: Parsed) -> int:
     """`wherry machine init`."""
     picture = image.install(parsed["image"]) if parsed["image"] else vm.provide_image(tell, parsed["arch"])
     machine = named(parsed)
-    made = machine.init(picture, parsed["cpus"], parsed["memory"], parsed["disk"], _folders(parsed))
+    made = machine.init(
+        picture, parsed["cpus"], parsed["memory"], parsed["disk"], _folders(parsed), parsed["idle-stop"]
+    )
     tell(
         f"Machine {machine.name}: {made.cpus} CPUs, {units.binary_size(made.memory)} of memory, "
         f"a disk of at most {units.binary_size(made.disk)}"
@@ -147,14 +155,20 @@ def _size_of(machine: machines.Machine) -> int:
     return getattr(status, "st_blocks", 0) * 512 or status.st_size
 
 
+def _state(status: dict[str, Any] | None) -> str:
+    if status is None:
+        return "stopped"
+    return "asleep" if status.get("asleep") else "running"
+
+
 @guarded
 def status(session: Session, parsed: Parsed) -> int:
     """`wherry machine status`."""
     machine = named(parsed)
     made = config.load(machine.layout)
     running = machine.status()
-    rows = [("Machine", machine.name), ("State", "running" if running else "stopped")]
-    if running:
+    rows = [("Machine", machine.name), ("State", _state(running))]
+    if running and not running.get("asleep"):
         rows += [
             ("Accelerator", running["accelerator"].upper()),
             ("Engine", layout.address(running["socket"])),
@@ -188,7 +202,7 @@ def list_machines(session: Session, parsed: Parsed) -> int:
         machine = machines.Machine(name)
         made = config.load(machine.layout)
         rows.append(
-            f"{name}\t{'running' if machine.running() else 'stopped'}\t{made.arch}\t{made.cpus}"
+            f"{name}\t{_state(machine.status())}\t{made.arch}\t{made.cpus}"
             f"\t{units.binary_size(made.memory)}\t{units.binary_size(_size_of(machine))}"
             f"\t{units.binary_size(made.disk)}\n"
         )
@@ -245,9 +259,10 @@ LOGS = Command(
 @guarded
 def change(session: Session, parsed: Parsed) -> int:
     """`wherry machine set`."""
-    if not parsed.given & {"cpus", "memory", "disk", "share"}:
-        raise CliError("nothing to change", "give --cpus, --memory, --disk or --share")
-    named(parsed).set(parsed["cpus"], parsed["memory"], parsed["disk"], _folders(parsed))
+    if not parsed.given & {"cpus", "memory", "disk", "share", "idle-stop"}:
+        raise CliError("nothing to change", "give --cpus, --memory, --disk, --share or --idle-stop")
+    idle = parsed["idle-stop"] if "idle-stop" in parsed.given else None
+    named(parsed).set(parsed["cpus"], parsed["memory"], parsed["disk"], _folders(parsed), idle)
     return 0
 
 
