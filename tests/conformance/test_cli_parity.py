@@ -329,7 +329,7 @@ def test_help_of_every_command(furnished: Engine) -> None:
     ("words", "expected"),
     [
         ("wherry r", {"run", "rm", "rename", "restart", "rmi"}),
-        ("wherry volume ", {"create", "inspect", "ls", "prune", "rm"}),
+        ("wherry volume r", {"rename", "restore", "rm"}),
         ("wherry run --pul", {"--pull"}),
         ("wherry run --pull ", {"always", "missing", "never"}),
         ("wherry rm w", {"web"}),

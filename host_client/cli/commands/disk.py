@@ -7,17 +7,16 @@ from host_client.cli.commands import images, ps, volumes
 from host_client.cli.errors import CliError
 from host_client.cli.flags import Command
 from host_client.cli.listing import FORMAT_FLAG, Listing, compile_layout
-from host_client.cli.tabwriter import align
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from host_client.cli.flags import Parsed
     from host_client.cli.session import Session
 
 ACTIVE_STATES = ("running", "paused", "restarting")
-CACHE_HEADING = "CACHE ID\tCACHE TYPE\tSIZE\tCREATED\tLAST USED\tUSAGE\tSHARED\n"
 
 
 def _reclaimable(freed: int, total: int) -> str:
@@ -87,6 +86,56 @@ def _one_per_image(found: list[Any]) -> list[Any]:
     return rows
 
 
+def _moment(item: dict[str, Any], key: str) -> float | None:
+    """Seconds since 1970 of one of a cache record's times; None where it was never used."""
+    text = item.get(key)
+    if not text:
+        return None
+    seconds, fraction = units.parse_rfc3339(text)
+    return seconds + float(fraction or 0)
+
+
+def _cache_listing(full: bool) -> Listing:
+    def since(key: str) -> Callable[[dict[str, Any]], str]:
+        def text(item: dict[str, Any]) -> str:
+            moment = _moment(item, key)
+            return "" if moment is None else units.since(moment)
+
+        return text
+
+    def identity(item: dict[str, Any]) -> str:
+        name: str = item["ID"] if full else units.short_id(item["ID"])
+        return name + "*" if item.get("InUse") else name
+
+    def parent(item: dict[str, Any]) -> str:
+        text = ", ".join(item.get("Parents") or ())
+        return text if full else units.short_id(text)
+
+    return Listing(
+        "formatter.buildCacheContext",
+        {
+            "ID": ("CACHE ID", identity),
+            "Parent": ("PARENT", parent),
+            "CacheType": ("CACHE TYPE", lambda item: item["Type"]),
+            "Size": ("SIZE", lambda item: units.human_size(item["Size"], 3)),
+            "CreatedSince": ("CREATED", since("CreatedAt")),
+            "LastUsedSince": ("LAST USED", since("LastUsedAt")),
+            "UsageCount": ("USAGE", lambda item: str(item["UsageCount"])),
+            "InUse": ("IN USE", lambda item: str(item["InUse"]).lower()),
+            "Shared": ("SHARED", lambda item: str(item["Shared"]).lower()),
+            "Description": ("DESCRIPTION", lambda item: item["Description"]),
+        },
+        ("ID", "CacheType", "Size", "CreatedSince", "LastUsedSince", "UsageCount", "Shared"),
+    )
+
+
+def _cache_records(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """By last use, those that were never used first, as docker sorts them."""
+    return sorted(
+        found.get("BuildCache") or [], key=lambda item: (_moment(item, "LastUsedAt") or 0.0, item["ID"])
+    )
+
+
 def _verbose(found: dict[str, Any]) -> None:
     image_table = images.listing(full=False)
     image_table.default = (
@@ -108,7 +157,7 @@ def _verbose(found: dict[str, Any]) -> None:
         + "\nLocal Volumes space usage:\n\n"
         + volume_table.table(found.get("Volumes") or [])
         + f"\nBuild cache usage: {units.human_size(cached)}\n\n"
-        + align(CACHE_HEADING)
+        + _cache_listing(full=False).table(_cache_records(found))
     )
 
 
@@ -126,7 +175,7 @@ def _verbose_formatted(found: dict[str, Any], layout: str) -> None:
             ps.listing(full=True), [{**item, "SizeRootFs": 0} for item in found.get("Containers") or []]
         ),
         "Volumes": rows(volumes.listing(), found.get("Volumes") or []),
-        "BuildCache": [],
+        "BuildCache": rows(_cache_listing(full=True), _cache_records(found)),
     }
     if layout == "json":
         shown = {name: [row.as_dict() for row in kind] for name, kind in data.items()}

@@ -169,4 +169,11 @@ INSTALL = Command(
     "'systemctl [--user] enable wherry.service'.",
     examples=(("wherry engine install-service", "the engine starts when it is needed, with limits held"),),
 )
-UNINSTALL = Command("", uninstall, detail="Images, containers and volumes stay.")
+UNINSTALL = Command(
+    "",
+    uninstall,
+    detail="Images, containers and volumes stay.",
+    examples=(
+        ("wherry engine uninstall-service", "the next command that needs the engine starts it itself"),
+    ),
+)
