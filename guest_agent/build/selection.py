@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from guest_agent.build.dockerfile.ignore import Patterns
 from guest_agent.errors import InvalidParameter, NotFound
 from guest_agent.kernel.paths import O_PATH, RootFd, open_in_root
 from guest_agent.kernel.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
@@ -129,9 +130,9 @@ def _matches(root: RootFd, pattern: str) -> Iterator[str]:
             if root.exists(path):
                 yield from descend(path, index + 1)
             return
-        match = _compiled(part)
+        match = Patterns(["\\" + part if part.startswith("!") else part])
         for name in _names(root, found):
-            if match.fullmatch(name):
+            if match.ignores(name):
                 yield from descend(f"{found}/{name}" if found else name, index + 1)
 
     yield from dict.fromkeys(descend("", 0))
@@ -149,34 +150,6 @@ def _is_real_dir(root: RootFd, path: str) -> bool:
         return stat.S_ISDIR(root.stat(path, follow=False).st_mode)
     except OSError:
         return False
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    out: list[str] = []
-    position = 0
-    while position < len(pattern):
-        character = pattern[position]
-        position += 1
-        if character == "*":
-            out.append("[^/]*")
-        elif character == "?":
-            out.append("[^/]")
-        elif character == "[":
-            end = pattern.find("]", position + 1)
-            if end < 0:
-                raise InvalidParameter(f"syntax error in pattern: {pattern}")
-            inner = pattern[position:end].replace("\\", "\\\\")
-            out.append("[" + inner.replace("[", "\\[") + "]")
-            position = end + 1
-        elif character == "\\" and position < len(pattern):
-            out.append(re.escape(pattern[position]))
-            position += 1
-        else:
-            out.append(re.escape(character))
-    try:
-        return re.compile("".join(out), re.DOTALL)
-    except re.error:
-        raise InvalidParameter(f"syntax error in pattern: {pattern}")
 
 
 @dataclass(frozen=True, slots=True)

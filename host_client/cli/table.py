@@ -64,9 +64,17 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str, str]]]] = {
             "wait": ("lifecycle", "WAIT", "Wait for containers to end and print their exit statuses"),
         },
     ),
+    "builder": (
+        "Manage builds",
+        {
+            "build": ("build", "BUILD", "Build an image from a Dockerfile"),
+            "prune": ("build", "PRUNE", "Remove what is kept of builds"),
+        },
+    ),
     "image": (
         "Manage images",
         {
+            "build": ("build", "BUILD", "Build an image from a Dockerfile"),
             "history": ("images", "HISTORY", "Show the history of an image"),
             "import": ("archives", "IMPORT", "Make an image from a tar archive of a file system"),
             "inspect": ("inspect", "IMAGE", "Show all details of images"),
@@ -193,7 +201,10 @@ SHORT: dict[str, tuple[str, str]] = {
         verb: ("container", verb) for verb in GROUPS["container"][1] if verb not in ("inspect", "ls", "prune")
     },
     "ps": ("container", "ls"),
-    **{verb: ("image", verb) for verb in ("history", "import", "load", "pull", "push", "save", "tag")},
+    **{
+        verb: ("image", verb)
+        for verb in ("build", "history", "import", "load", "pull", "push", "save", "tag")
+    },
     "images": ("image", "ls"),
     "rmi": ("image", "rm"),
     "events": ("system", "events"),
@@ -217,12 +228,12 @@ OTHER_SPELLINGS = {
 
 # Commands of docker's that are not here, for an answer that says more than that a word is unknown.
 DOCKERS_OWN = frozenset((
-    "build", "builder", "buildx", "checkpoint", "config", "context", "node", "plugin",
+    "buildx", "checkpoint", "config", "context", "node", "plugin",
     "secret", "service", "stack", "swarm", "trust",
 ))  # fmt: skip
 
 COMMON = (
-    "run", "exec", "ps", "pull", "push", "images", "logs", "stop", "rm", "login", "logout", "search",
+    "run", "exec", "ps", "build", "pull", "push", "images", "logs", "stop", "rm", "login", "logout", "search",
     "version", "info",
 )  # fmt: skip
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-import os
 import posixpath
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from guest_agent.build.builder import Builder
     from guest_agent.build.classic import ClassicListener
     from guest_agent.build.context import Scratch
+    from guest_agent.build.step_stream import StepListener
 
+_FROM_ELSEWHERE = ".dockerfile."  # what clients call one that was not in the context
 _OUTPUTS = ("", "image", "moby", "docker")
 
 
@@ -67,10 +69,17 @@ class _Routes:
         settings = _settings(query)
         known = credentials_by_host(request.headers.get("x-registry-config", ""))
         settings["credentials"] = _async(known.get)
+        if secrets := request.headers.get("x-wherry-build-secrets", ""):
+            settings["secret"] = _secrets(secrets)
         from guest_agent.build.classic import ClassicListener
+        from guest_agent.build.step_stream import StepListener
 
         messages = Messages()
-        listener = ClassicListener(messages.emit, query.flag("q"), query.flag("rm", True))
+        listener: ClassicListener | StepListener
+        if query.get("progress") == "steps":
+            listener = StepListener(messages.emit)
+        else:
+            listener = ClassicListener(messages.emit, query.flag("q"), query.flag("rm", True))
         work = self._work(request, tags, settings, listener)
         id = query.get("buildid")
         await messages.begin(work)
@@ -84,7 +93,7 @@ class _Routes:
         request: Request,
         tags: list[reference.Reference],
         settings: dict[str, Any],
-        listener: ClassicListener,
+        listener: ClassicListener | StepListener,
     ) -> None:
         from guest_agent.build import context
         from guest_agent.build.failure import StepFailed
@@ -95,10 +104,11 @@ class _Routes:
         try:
             directory, name = await _context(request, scratch, query)
             text = await to_the_end(lambda: context.read_dockerfile(directory, name), "build-context")
+            base = posixpath.basename(name)
             wanted = BuildRequest(
                 context=context.LocalContext(directory),
                 dockerfile=text,
-                dockerfile_name=os.path.basename(name),
+                dockerfile_name="Dockerfile" if base.startswith(_FROM_ELSEWHERE) else base,
                 tags=tags,
                 **settings,
             )
@@ -283,3 +293,19 @@ def _json_objects(text: str) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise InvalidParameter(f"error reading outputs: {error}")
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _secrets(header: str) -> Callable[[str], Awaitable[bytes | None]]:
+    """Values for `RUN --mount=type=secret`, in a header of our own: base64 of JSON, id to base64."""
+    try:
+        values = {
+            str(id): base64.b64decode(value, validate=True)
+            for id, value in json.loads(base64.b64decode(header, validate=True)).items()
+        }
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        raise InvalidParameter("invalid X-Wherry-Build-Secrets header")
+
+    async def secret(id: str) -> bytes | None:
+        return values.get(id)
+
+    return secret

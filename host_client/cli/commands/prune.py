@@ -79,6 +79,15 @@ def images(session: Session, wanted: Filters, everything: bool) -> tuple[int, st
     return answer.get("SpaceReclaimed", 0) if lines else 0, _report("Deleted Images:", lines)
 
 
+def build_cache(session: Session, wanted: Filters, everything: bool, keep: int = 0) -> tuple[int, str]:
+    """Remove what is kept of builds; labels mean nothing to it."""
+    chosen = {name: values for name, values in wanted.items() if name not in ("label", "label!")}
+    query = {"all": everything, "keep-storage": keep or None, "filters": filters(chosen)}
+    answer = session.client.post("/build/prune", query)
+    removed = answer.get("CachesDeleted") or []
+    return answer.get("SpaceReclaimed", 0), _report("Deleted build cache objects:", removed)
+
+
 def _finish(freed: int, text: str, total: bool = True) -> int:
     if text:
         output.line(text)
@@ -141,6 +150,7 @@ def prune_system(session: Session, parsed: Parsed) -> int:
     steps.append(
         (UNUSED_IMAGES if parsed["all"] else DANGLING, lambda: images(session, wanted, parsed["all"]))
     )
+    steps.append(("unused build cache", lambda: build_cache(session, wanted, parsed["all"])))
     question = "WARNING! This will remove:\n" + "".join(f"  - {what}\n" for what, _ in steps)
     shown = [
         f"  - {name}={value}\n" for name in ("label", "label!", "until") for value in wanted.get(name, ())
