@@ -179,7 +179,7 @@ async def _look_once(
     locked = True
     process = -1
     try:
-        process = await _process_of(container)
+        process = await _process_of(engine, container)
         if container.removing or container.removed or container.state.dead:
             raise Conflict(f"container {container.id} is dead or marked for removal")
         if process >= 0:
@@ -211,7 +211,7 @@ async def _look_once(
             container.lock.release()
 
 
-async def _process_of(container: Container) -> int:
+async def _process_of(engine: Engine, container: Container) -> int:
     """A pidfd of the container's first process, -1 when it does not run. Its lock is held.
 
     Raises Conflict.
@@ -219,7 +219,7 @@ async def _process_of(container: Container) -> int:
     for _ in range(_ENDING_TRIES):
         if not container.pid:
             return -1
-        pidfd = _open_process(container.pid, container.id)
+        pidfd = await _open_process(engine, container)
         if pidfd >= 0:
             return pidfd
         container.lock.release()
@@ -230,22 +230,23 @@ async def _process_of(container: Container) -> int:
     raise Conflict(f"container {container.id} is not running")
 
 
-def _open_process(pid: int, container_id: str) -> int:
-    """A pidfd of the process, -1 when it is not the container's: by its number alone it could be another by
-    now, with the host's files for its own.
+async def _open_process(engine: Engine, container: Container) -> int:
+    """A pidfd of the container's first process, -1 when that has ended: by its number alone it could be
+    another by now, with the host's files for its own.
     """
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = os.pidfd_open(container.pid)
     except ProcessLookupError:
         return -1
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            if container_id in file.read():
-                return pidfd
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    os.close(pidfd)
-    return -1
+        # Only the monitor collects it. What it still has after we opened the number is what we opened.
+        await engine.monitor.kill(container.id, 0)
+    except BaseException as error:
+        os.close(pidfd)
+        if isinstance(error, NotFound):
+            return -1
+        raise
+    return pidfd
 
 
 _NETWORK_FILES = ("hosts", "hostname", "resolv.conf")

@@ -7,11 +7,12 @@ likes meanwhile.
 from __future__ import annotations
 
 import os
+import tempfile
 
 from guest_agent.errors import InternalError, InvalidParameter
 from guest_agent.kernel.copies import copy_tree
+from guest_agent.kernel.overlay import open_overlay
 from guest_agent.kernel.paths import RootFd
-from guest_agent.kernel.syscalls import MOUNT_ATTR_RDONLY, FsContext
 from guest_agent.runtime.types import Overlay
 
 
@@ -19,11 +20,8 @@ def layers_root(overlay: Overlay) -> RootFd:
     """The image's file system as a tree that is mounted nowhere; it goes when the descriptor is closed."""
     if len(overlay.lower) == 1:
         return RootFd.at(overlay.lower[0])
-    with FsContext("overlay") as context:
-        for directory in overlay.lower:
-            context.set("lowerdir+", directory)
-        context.create()
-        return RootFd(context.mount(MOUNT_ATTR_RDONLY))
+    with tempfile.TemporaryDirectory(prefix="wherry-") as staging:
+        return RootFd(open_overlay(list(overlay.lower), "", "", staging))
 
 
 def copy_up(overlay: Overlay, destination: str, volume: str) -> None:

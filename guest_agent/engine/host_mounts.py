@@ -14,6 +14,7 @@ import socket
 
 from guest_agent.errors import InternalError, InvalidParameter
 from guest_agent.kernel import syscalls
+from guest_agent.kernel.overlay import open_overlay
 from guest_agent.kernel.paths import O_PATH, RootFd
 from guest_agent.kernel.trees import remove_tree
 from guest_agent.runtime.types import Overlay
@@ -126,22 +127,7 @@ def mount_subpath(top: str, subpath: str, target: str) -> None:
 def mount_layers(overlay: Overlay, target: str) -> None:
     """An image's content, read-only, at `target`."""
     os.makedirs(target, mode=0o700, exist_ok=True)
-    read_only = syscalls.MOUNT_ATTR_RDONLY
-    if len(overlay.lower) == 1:
-        tree = syscalls.open_tree(
-            syscalls.AT_FDCWD, overlay.lower[0], syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
-        )
-        try:
-            syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH, attr_set=read_only)
-        except OSError:
-            os.close(tree)
-            raise
-    else:
-        with syscalls.FsContext("overlay") as context:
-            for directory in overlay.lower:
-                context.set("lowerdir+", directory)
-            context.create()
-            tree = context.mount(read_only)
+    tree = open_overlay(list(overlay.lower), "", "", target)
     try:
         syscalls.move_mount(tree, "", syscalls.AT_FDCWD, target, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
     finally:

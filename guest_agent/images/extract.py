@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from guest_agent.errors import EngineError
+from guest_agent.errors import EngineError, InvalidParameter
 from guest_agent.images import tar
 from guest_agent.images.content import DiskFull
 from guest_agent.images.tar import Entry, TarError, TarReader
@@ -74,6 +74,21 @@ def explain(error: OSError, action: str) -> EngineError:
     return TarError(text, "The archive does not fit what is there, or it is damaged.")
 
 
+def _check_owner(path: str, uid: int, gid: int) -> None:
+    """Raises InvalidParameter for an owner whom the user namespace does not have."""
+    for kind, number, last in (("user", uid, userns.last_user()), ("group", gid, userns.last_group())):
+        if number > last:
+            first = 10_000_000  # what distributions give to users ends well below
+            added = f"{first}-{first + number - last - 1}"
+            raise InvalidParameter(
+                f"lchown /{path}: the file belongs to {kind} {number}, and this engine without root has the "
+                f"{kind}s 0 to {last} only: usermod --add-subuids and --add-subgids give it more",
+                "Give the user who runs it more, from a range that nobody has: 'sudo usermod --add-subuids "
+                f"{added} --add-subgids {added} USER', then 'wherry engine stop'; or rebuild the image with "
+                "smaller ids.",
+            )
+
+
 class Extractor:
     """Extracts entries below `root`, whose descriptor stays the caller's.
 
@@ -128,6 +143,8 @@ class Extractor:
         try:
             self._place(path, entry, reader)
         except OSError as e:
+            if e.errno == errno.EINVAL and userns.inside():
+                _check_owner(path, *self._owner_of(entry))
             raise explain(e, f"{_VERB.get(entry.type, 'open')} /{path}") from e
 
     def finish(self) -> None:

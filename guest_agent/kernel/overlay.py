@@ -76,8 +76,8 @@ def _layer_by_layer(lower: list[str], upper: str, work: str) -> int:
             context.set("workdir", work)
             for option in _plain():
                 context.set(option, "off")
-            if userns.inside():
-                context.flag("userxattr")
+        if userns.inside():
+            context.flag("userxattr")
         context.create()
         return context.mount()
 
@@ -86,7 +86,7 @@ def _in_one_string(lower: list[str], upper: str, work: str, staging: str) -> int
     data = "lowerdir=" + ":".join(lower)
     if upper:
         data += f",upperdir={upper},workdir={work}," + ",".join(f"{option}=off" for option in _plain())
-        data += ",userxattr" if userns.inside() else ""
+    data += ",userxattr" if userns.inside() else ""
     syscalls.mount("overlay", staging, "overlay", 0, data)
     try:
         return syscalls.open_tree(syscalls.AT_FDCWD, staging, syscalls.OPEN_TREE_CLONE)

@@ -32,10 +32,20 @@ def single() -> bool:
 
 
 @cache
+def last_user() -> int:
+    """The highest user id of the range that begins with 0."""
+    return _last(ids())
+
+
+@cache
 def last_group() -> int:
     """The highest group id of the range that begins with 0."""
+    return _last(ids("/proc/self/gid_map"))
+
+
+def _last(lines: list[tuple[int, int, int]]) -> int:
     last = -1
-    for here, _, count in sorted(ids("/proc/self/gid_map")):
+    for here, _, count in sorted(lines):
         if here != last + 1:
             break
         last = here + count - 1

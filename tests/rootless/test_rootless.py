@@ -58,7 +58,7 @@ def test_files_in_bind_mounts_are_the_users(docker: Cli, user: User) -> None:
 
 
 def test_an_id_that_is_not_the_users_is_refused_and_explained(docker: Cli) -> None:
-    result = docker("run", "--rm", "-u", "200000", BUSYBOX, "true")
+    result = docker("run", "--rm", "-u", "700000", BUSYBOX, "true")
     assert result.code != 0
     assert "/etc/subuid" in result.err
 
@@ -135,6 +135,31 @@ def test_copies_and_changes(docker: Cli, tmp_path: Path) -> None:
     assert "A /in" in docker.ok("diff", "copied")
     docker.ok("cp", "copied:/in", str(tmp_path / "out"))
     assert (tmp_path / "out").read_text() == "content"
+
+
+def test_copies_of_a_container_that_runs(docker: Cli, tmp_path: Path) -> None:
+    docker.ok("run", "-d", "--name", "copied", "-v", "/volume", BUSYBOX, "sleep", "60")
+    (tmp_path / "in").write_text("content")
+    docker.ok("cp", str(tmp_path / "in"), "copied:/volume/in")
+    assert docker.ok("exec", "copied", "cat", "/volume/in") == "content"
+    docker.ok("cp", "copied:/volume/in", str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "content"
+
+
+def test_an_opaque_directory_hides_what_is_below_wherever_an_image_is_seen(docker: Cli) -> None:
+    docker.ok("load", "--quiet", "--input", images.image("oddities:latest").archive())
+    assert sh(docker, "ls /i/odd/opaque", "--mount", "type=image,source=oddities,target=/i") == "above"
+    assert docker.ok("run", "--rm", "-v", "/odd", "oddities", "ls", "/odd/opaque") == "above"
+    assert docker.ok("run", "--rm", "oddities", "ls", "/odd/opaque") == "above"
+
+
+def test_a_file_of_an_id_beyond_the_range_is_refused_and_explained(docker: Cli, tmp_path: Path) -> None:
+    layer = images.Layer().file("far", "x", uid=700000, gid=5)
+    (tmp_path / "far.tar").write_bytes(layer.bytes())
+    result = docker("import", str(tmp_path / "far.tar"), "far")
+    assert result.code != 0
+    assert "/far: the file belongs to user 700000" in result.err
+    assert "0 to 655360 only: usermod --add-subuids" in result.err
 
 
 def test_pulls_from_a_registry_on_the_hosts_loopback(docker: Cli, plain_registry: registry.Registry) -> None:

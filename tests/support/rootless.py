@@ -19,6 +19,8 @@ from tests.support.engine import OurEngine
 
 DEVICES = ("/dev/net/tun", "/dev/fuse")  # open to everybody on distributions; perhaps not on a build machine
 
+IDS = 10 << 16  # subordinate ones of a user: an image of the suite has files of 654321
+
 
 class User:
     """A user with a home, subordinate ids and a Python that this user may run; `close` removes all of it."""
@@ -47,7 +49,7 @@ class User:
             taken = [
                 int(line.split(":")[1]) + int(line.split(":")[2]) for line in others if line.count(":") == 2
             ]
-            mine = [f"{self.name}:{max([1 << 20, *taken])}:65536\n"] if subordinate else []
+            mine = [f"{self.name}:{max([1 << 20, *taken])}:{IDS}\n"] if subordinate else []
             path.write_text("".join([*others, *mine]))
         for device in DEVICES:
             if os.path.exists(device):
