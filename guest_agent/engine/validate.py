@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from guest_agent.errors import InvalidParameter, NotSupported
+from guest_agent.kernel import userns
 from guest_agent.network.creation import join
 from guest_agent.network.segment import ENDPOINT_SYSCTLS
 from guest_agent.runtime import capabilities
@@ -402,7 +403,7 @@ def _check_cpu(wanted: Resources, limits: dict[str, Any], warnings: list[str]) -
             raise InvalidParameter("Conflicting options: Nano CPUs and CPU Period cannot both be set")
         if wanted.cpu_quota > 0:
             raise InvalidParameter("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
-        if not limits.get("cpu_cfs_quota", True):
+        if not limits.get("cpu_cfs_quota", True) and not userns.inside():
             raise InvalidParameter(
                 "NanoCPUs can not be set, as your kernel does not support CPU CFS scheduler "
                 "or the cgroup is not mounted"
@@ -412,6 +413,10 @@ def _check_cpu(wanted: Resources, limits: dict[str, Any], warnings: list[str]) -
         raise InvalidParameter(
             f"range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
         )
+    if wanted.nano_cpus and not limits.get("cpu_cfs_quota", True):
+        # Where it is an error of dockerd's an engine without root warns, as of every other limit.
+        warnings.append("Your kernel does not support CPU CFS scheduler. NanoCPUs discarded.")
+        wanted.nano_cpus = 0
     if wanted.cpu_shares > 0 and not limits.get("cpu_shares", True):
         warnings.append(
             "Your kernel does not support CPU shares or the cgroup is not mounted. Shares discarded."
@@ -430,10 +435,13 @@ def _check_cpu(wanted: Resources, limits: dict[str, Any], warnings: list[str]) -
         warnings.append("linux does not support CPU percent. Percent discarded.")
         wanted.cpu_percent = 0
     if wanted.cpu_realtime_period or wanted.cpu_realtime_runtime:
-        if not limits.get("cpu_realtime", False):
+        if not limits.get("cpu_realtime", False) and not userns.inside():
             raise InvalidParameter("kernel does not support CPU real-time scheduler")
         if wanted.cpu_realtime_period and wanted.cpu_realtime_runtime > wanted.cpu_realtime_period:
             raise InvalidParameter("cpu real-time runtime cannot be higher than cpu real-time period")
+        if not limits.get("cpu_realtime", False):
+            warnings.append("Your kernel does not support CPU real-time scheduler. Period/runtime discarded.")
+            wanted.cpu_realtime_period = wanted.cpu_realtime_runtime = 0
 
 
 def _check_cpuset(wanted: Resources, limits: dict[str, Any], warnings: list[str]) -> None:

@@ -179,6 +179,30 @@ def test_limits_that_cannot_be_held_are_warned_about(docker: Cli) -> None:
     assert "PIDs limit discarded" in result.err
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--cpus", "0.5"),
+        ("--cpu-quota", "50000"),
+        ("--cpu-shares", "512"),
+        ("--cpu-rt-runtime", "1000"),
+        ("--cpuset-cpus", "0"),
+        ("--memory-reservation", "64m"),
+        ("--memory-swappiness", "10"),
+        ("--blkio-weight", "100"),
+    ],
+    ids=" ".join,
+)
+def test_each_limit_is_only_warned_about(docker: Cli, flags: tuple[str, ...]) -> None:
+    result = docker("run", "--rm", *flags, BUSYBOX, "echo", "ran")
+    assert (result.code, result.out) == (0, "ran\n")
+    assert "discarded" in result.err
+
+
+def test_a_limit_that_makes_no_sense_stays_an_error(docker: Cli) -> None:
+    assert "range of CPUs is" in docker("run", "--rm", "--cpus", "9999", BUSYBOX, "true").err
+
+
 def test_info_says_what_is_missing(rootless: RootlessEngine) -> None:
     info = rootless.client.info()
     assert "name=rootless" in info["SecurityOptions"]
