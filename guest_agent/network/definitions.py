@@ -10,7 +10,15 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
-from guest_agent.errors import Conflict, EngineError, Forbidden, InternalError, InvalidParameter, NotFound
+from guest_agent.errors import (
+    Conflict,
+    EngineError,
+    Forbidden,
+    InternalError,
+    InvalidParameter,
+    NotFound,
+    NotSupported,
+)
 from guest_agent.kernel.netlink import Interface
 from guest_agent.network import bridge, creation, ipam, lan, naming
 from guest_agent.network.bridge import Bridge
@@ -138,6 +146,14 @@ class Definitions:
         spec = creation.configured(spec, source)
         if spec.config_from:
             creation.check(replace(spec, config_from=""))
+        parent = spec.options.get(lan.OPTION_PARENT)
+        if spec.driver in lan.DRIVERS and parent and self._config.namespace >= 0:
+            raise NotSupported(
+                f"a {spec.driver} network on {parent} needs root: that link is the host's, and the networks "
+                "of an engine without root are in a namespace of its own",
+                f"Leave out '-o parent={parent}' for a network among containers only, use a bridge network "
+                "with published ports or '--network host', or run the engine as root.",
+            )
         if spec.config_only:
             return Definition(
                 self._save(

@@ -312,6 +312,19 @@ def test_containers_find_each_other_by_name(docker: Cli) -> None:
     docker.ok("network", "rm", "names")
 
 
+@pytest.mark.parametrize("driver", ["macvlan", "ipvlan"])
+def test_networks_on_the_hosts_links_are_refused_with_the_reason(docker: Cli, driver: str) -> None:
+    result = docker("network", "create", "-d", driver, "-o", "parent=eth0", "lan")
+    assert result.code != 0
+    assert "eth0 needs root" in result.err
+
+
+def test_a_macvlan_network_among_containers_works(docker: Cli) -> None:
+    docker.ok("network", "create", "-d", "macvlan", "among-containers")
+    assert "inet 172." in sh(docker, "ip addr show eth0", "--network", "among-containers")
+    docker.ok("network", "rm", "among-containers")
+
+
 def test_a_container_can_share_anothers_network(docker: Cli) -> None:
     identity = docker.ok("run", "-d", BUSYBOX, "sh", "-c", "echo inside > /index.html; httpd -f -h /")
     shared = ("--network", f"container:{identity}")
