@@ -55,6 +55,10 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--oracle"):
         items[:] = [item for item in items if not item.get_closest_marker("ours")]
+    if config.getoption("--rootless"):
+        rootful = [item for item in items if item.get_closest_marker("rootful")]
+        config.hook.pytest_deselected(items=rootful)
+        items[:] = [item for item in items if item not in rootful]
     if config.getoption("--machine"):
         native = [item for item in items if _is_native(item)]
         config.hook.pytest_deselected(items=native)

@@ -422,15 +422,15 @@ def _check_cpu(wanted: Resources, limits: dict[str, Any], warnings: list[str]) -
             "Your kernel does not support CPU shares or the cgroup is not mounted. Shares discarded."
         )
         wanted.cpu_shares = 0
-    if (wanted.cpu_period or wanted.cpu_quota) and not limits.get("cpu_cfs_quota", True):
-        warnings.append("Your kernel does not support CPU CFS scheduler. CPU period/quota discarded.")
-        wanted.cpu_period = wanted.cpu_quota = 0
     if wanted.cpu_period and not 1000 <= wanted.cpu_period <= 1_000_000:
         raise InvalidParameter(
             "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"
         )
     if 0 < wanted.cpu_quota < 1000:
         raise InvalidParameter("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+    if (wanted.cpu_period or wanted.cpu_quota) and not limits.get("cpu_cfs_quota", True):
+        warnings.append("Your kernel does not support CPU CFS scheduler. CPU period/quota discarded.")
+        wanted.cpu_period = wanted.cpu_quota = 0
     if wanted.cpu_percent > 0:
         warnings.append("linux does not support CPU percent. Percent discarded.")
         wanted.cpu_percent = 0
@@ -445,9 +445,6 @@ def _check_cpu(wanted: Resources, limits: dict[str, Any], warnings: list[str]) -
 
 
 def _check_cpuset(wanted: Resources, limits: dict[str, Any], warnings: list[str]) -> None:
-    if (wanted.cpuset_cpus or wanted.cpuset_mems) and not limits.get("cpuset", True):
-        warnings.append("Your kernel does not support cpuset or the cgroup is not mounted. Cpuset discarded.")
-        wanted.cpuset_cpus = wanted.cpuset_mems = ""
     for name, value, unit, path in (
         ("cpus", wanted.cpuset_cpus, "CPUs", "/sys/devices/system/cpu/online"),
         ("mems", wanted.cpuset_mems, "memory nodes", "/sys/devices/system/node/online"),
@@ -467,6 +464,9 @@ def _check_cpuset(wanted: Resources, limits: dict[str, Any], warnings: list[str]
             raise InvalidParameter(
                 f"Requested {unit} are not available - requested {value}, available: {available}"
             )
+    if (wanted.cpuset_cpus or wanted.cpuset_mems) and not limits.get("cpuset", True):
+        warnings.append("Your kernel does not support cpuset or the cgroup is not mounted. Cpuset discarded.")
+        wanted.cpuset_cpus = wanted.cpuset_mems = ""
 
 
 def parse_list(text: str) -> set[int]:

@@ -149,8 +149,8 @@ class Definitions:
         parent = spec.options.get(lan.OPTION_PARENT)
         if spec.driver in lan.DRIVERS and parent and self._config.namespace >= 0:
             raise NotSupported(
-                f"a {spec.driver} network on {parent} needs root: that link is the host's, and the networks "
-                "of an engine without root are in a namespace of its own",
+                f"the {spec.driver} network {spec.name} on {parent} needs root: that link is the host's, and "
+                "the networks of an engine without root are in a namespace of its own",
                 f"Leave out '-o parent={parent}' for a network among containers only, use a bridge network "
                 "with published ports or '--network host', or run the engine as root.",
             )

@@ -157,6 +157,7 @@ def fetch(made: Project) -> str:
 
 
 @pytest.mark.parametrize("version", NEW)
+@pytest.mark.rootful("pause needs control groups")
 def test_a_shop(project: Callable[[str], Project], docker: Cli, version: str) -> None:
     compose = shop(project(version))
     compose("up", "-d", "--wait")

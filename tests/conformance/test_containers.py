@@ -112,6 +112,7 @@ def test_tmpfs_mount_options(docker: Cli, busybox: str) -> None:
 def test_volume_of_a_directory_of_the_host(docker: Cli, busybox: str, tmp_path: Path) -> None:
     """A local volume with mount options, and two containers that have it at once."""
     (tmp_path / "file").write_text("host")
+    (tmp_path / "file").chmod(0o666)
     options = [f"--opt={each}" for each in ("type=none", "o=bind", f"device={tmp_path}")]
     docker.ok("volume", "create", *options, "bound")
     docker.ok("run", "-d", "--name", "one", "-v", "bound:/v", busybox, "sleep", "600")
@@ -240,6 +241,7 @@ def test_a_name_is_taken_once(docker: Cli, busybox: str) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.rootful("control groups")
 def test_cgroup_parent(docker: Cli, busybox: str) -> None:
     docker.ok("run", "-d", "--name", "bound", "--cgroup-parent", "/own-parent", busybox, "sleep", "600")
     identity = docker.ok("inspect", "-f", "{{.Id}}", "bound")
@@ -247,6 +249,7 @@ def test_cgroup_parent(docker: Cli, busybox: str) -> None:
     assert f"/own-parent/{identity}" in Path(f"/proc/{pid}/cgroup").read_text()
 
 
+@pytest.mark.rootful("control groups")
 def test_update_excludes_what_is_set_otherwise(docker: Cli, busybox: str) -> None:
     docker.ok("run", "-d", "--name", "bound", "--cpus", "1", "-m", "64m", busybox, "sleep", "600")
     result = docker("update", "--cpu-quota", "50000", "bound")
@@ -258,6 +261,7 @@ def test_update_excludes_what_is_set_otherwise(docker: Cli, busybox: str) -> Non
     assert inspected(docker, "bound", ".HostConfig.Memory") == 64 << 20
 
 
+@pytest.mark.rootful("control groups")
 def test_update_of_the_stopped_counts_at_the_next_start(docker: Cli, busybox: str) -> None:
     docker.ok("create", "--name", "bound", busybox, "sleep", "600")
     docker.ok("update", "--pids-limit", "33", "bound")
@@ -333,6 +337,7 @@ def test_the_head_of_a_wait_comes_at_once(engine: Engine, docker: Cli, busybox: 
 # Listing
 
 
+@pytest.mark.rootful("pause needs control groups")
 def test_filters(docker: Cli, busybox: str) -> None:
     docker.ok(
         "run",
@@ -441,6 +446,7 @@ def test_health_log_keeps_five(docker: Cli, busybox: str) -> None:
     assert numbers == list(range(numbers[0], numbers[0] + 5))
 
 
+@pytest.mark.rootful("pause needs control groups")
 def test_checks_stop_with_the_container_and_while_it_is_paused(docker: Cli, busybox: str) -> None:
     flags = ("--health-cmd", "echo x >> /n", "--health-interval", "50ms")
     docker.ok("run", "-d", "--name", "often", *flags, busybox, "sleep", "600")

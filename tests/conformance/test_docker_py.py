@@ -30,6 +30,7 @@ def test_failure_raises(client: docker.DockerClient, busybox: str) -> None:
     assert (raised.value.exit_status, raised.value.stderr) == (3, b"why\n")
 
 
+@pytest.mark.rootful("pause needs control groups")
 def test_life(client: docker.DockerClient, busybox: str) -> None:
     container = client.containers.run(
         busybox, "sleep 600", detach=True, name="py", labels={"k": "v"}, mem_limit="64m"

@@ -91,6 +91,7 @@ def test_container_must_run(docker: Cli, busybox: str) -> None:
     assert (result.code, result.err) == (1, "Error response from daemon: No such container: nosuch\n")
 
 
+@pytest.mark.rootful("pause needs control groups")
 def test_paused(docker: Cli, box: str) -> None:
     docker.ok("pause", box)
     try:

@@ -305,6 +305,7 @@ def test_file_capabilities(docker: Cli, loaded: Callable[[str], str]) -> None:
     assert result.code == 0, result
 
 
+@pytest.mark.rootful("device nodes")
 def test_oddities(docker: Cli, loaded: Callable[[str], str]) -> None:
     name = loaded("oddities:latest")
     script = """

@@ -233,6 +233,7 @@ def test_top_needs_a_running_container(docker: Cli, busybox: str) -> None:
     )
 
 
+@pytest.mark.rootful("control groups")
 def test_stats(docker: Cli, busybox: str) -> None:
     docker.ok("run", "-d", "--name", "busy", "-m", "64m", busybox, "sh", "-c", "while :; do :; done")
     row = json.loads(docker.ok("stats", "--no-stream", "--format", "json", "busy"))

@@ -96,6 +96,7 @@ def test_kill_with_a_signal(docker: Cli, busybox: str) -> None:
     assert "invalid signal: NOSUCH" in result.err
 
 
+@pytest.mark.rootful("pause needs control groups")
 def test_pause(docker: Cli, busybox: str) -> None:
     docker.ok("run", "-d", "--name", "ticking", busybox, "sh", "-c", "while :; do echo tick; sleep 0.1; done")
     assert docker.ok("pause", "ticking") == "ticking"
@@ -112,6 +113,7 @@ def test_pause(docker: Cli, busybox: str) -> None:
     assert docker("unpause", "ticking").code == 1
 
 
+@pytest.mark.rootful("pause needs control groups")
 def test_stop_of_the_paused(docker: Cli, busybox: str) -> None:
     docker.ok("run", "-d", "--name", "frozen", busybox, "sleep", "600")
     docker.ok("pause", "frozen")
@@ -184,6 +186,7 @@ def cgroup(docker: Cli, name: str, v1: str, v2: str) -> str:
     return docker.ok("exec", name, "sh", "-c", script)
 
 
+@pytest.mark.rootful("control groups")
 def test_limits(docker: Cli, busybox: str) -> None:
     flags = ("-m", "64m", "--memory-swap", "64m", "--cpus", "0.5", "--pids-limit", "40", "--cpuset-cpus", "0")
     docker.ok("run", "-d", "--name", "bound", *flags, busybox, "sleep", "600")
@@ -199,6 +202,7 @@ def test_limits(docker: Cli, busybox: str) -> None:
     assert (settings["NanoCpus"], settings["PidsLimit"], settings["CpusetCpus"]) == (500_000_000, 40, "0")
 
 
+@pytest.mark.rootful("control groups")
 def test_pids_limit_holds(docker: Cli, busybox: str) -> None:
     script = "for each in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 5 & done; wait"
     result = docker("run", "--rm", "--pids-limit", "8", busybox, "sh", "-c", script)
@@ -206,6 +210,7 @@ def test_pids_limit_holds(docker: Cli, busybox: str) -> None:
     assert "can't fork" in result.err
 
 
+@pytest.mark.rootful("control groups")
 def test_memory_limit_kills(docker: Cli, busybox: str) -> None:
     flags = ("-m", "16m", "--memory-swap", "16m")
     script = "a=x; while :; do a=$a$a; done"
@@ -217,6 +222,7 @@ def test_memory_limit_kills(docker: Cli, busybox: str) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.rootful("control groups")
 def test_update(docker: Cli, busybox: str) -> None:
     docker.ok("run", "-d", "--name", "bound", "-m", "64m", "--memory-swap", "128m", busybox, "sleep", "600")
     assert docker.ok("update", "-m", "96m", "--cpus", "1.5", "--pids-limit", "77", "bound") == "bound"

@@ -49,6 +49,7 @@ def test_addresses(docker: Cli, busybox: str) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.rootful("containers are not in a network of the host")
 def test_containers_reach_each_other(docker: Cli, busybox: str) -> None:
     docker.ok("run", "-d", "--name", "server", "--hostname", "serving", busybox, *SERVER)
     address = docker.ok("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "server")
@@ -57,6 +58,7 @@ def test_containers_reach_each_other(docker: Cli, busybox: str) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.rootful("containers are not in a network of the host")
 def test_containers_reach_the_host(docker: Cli, busybox: str) -> None:
     gateway = docker.ok("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge")
     with socket.create_server((gateway, 0)) as listener:

@@ -56,6 +56,7 @@ def refused(docker: Cli, *words: str) -> str:
 # --- macvlan and ipvlan
 
 
+@pytest.mark.rootful("links of the host")
 def test_macvlan(docker: Cli, busybox: str, parent: str) -> None:
     docker.ok(
         *("network", "create", "-d", "macvlan", "-o", f"parent={parent}", "--subnet", "10.132.0.0/24"),
@@ -77,6 +78,7 @@ def test_macvlan(docker: Cli, busybox: str, parent: str) -> None:
     docker.ok("run", "--rm", "--network", "lan", "--ip", "10.132.0.7", busybox, "true")
 
 
+@pytest.mark.rootful("links of the host")
 def test_macvlan_with_bridge(docker: Cli, busybox: str, parent: str) -> None:
     """The default route, and with it published ports, are the bridge's, whose name sorts first."""
     docker.ok("network", "create", "-d", "macvlan", "-o", f"parent={parent}", "lan")
@@ -86,6 +88,7 @@ def test_macvlan_with_bridge(docker: Cli, busybox: str, parent: str) -> None:
     assert docker.ok("port", "one", "80/tcp")
 
 
+@pytest.mark.rootful("links of the host")
 def test_macvlan_subnets(docker: Cli, busybox: str, parent: str) -> None:
     docker.ok(
         *("network", "create", "-d", "macvlan", "-o", f"parent={parent}", "--subnet", "10.133.0.0/24"),
@@ -115,12 +118,14 @@ def test_macvlan_subnets(docker: Cli, busybox: str, parent: str) -> None:
         (("{driver}_mode=foo",), "requested {driver} mode 'foo' is not valid, '"),
     ],
 )
+@pytest.mark.rootful("links of the host")
 def test_lan_refused(docker: Cli, parent: str, driver: str, options: tuple[str, ...], message: str) -> None:
     words = [word for item in options for word in ("-o", item.format(parent=parent, driver=driver))]
     error = refused(docker, "network", "create", "-d", driver, *words, "lan")
     assert message.format(parent=parent, driver=driver) in error
 
 
+@pytest.mark.rootful("links of the host")
 def test_lan_parents_are_shared_or_not(docker: Cli, busybox: str, parent: str) -> None:
     option = ("-o", f"parent={parent}")
     docker.ok("network", "create", "-d", "macvlan", *option, "one")

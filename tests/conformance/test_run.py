@@ -396,6 +396,7 @@ def test_recursively_read_only_bind(docker: Cli, busybox: str, tmp_path: Path) -
 
 
 @pytest.mark.native
+@pytest.mark.rootful("mounts are a copy of what the user sees")
 def test_bind_propagation(docker: Cli, busybox: str, tmp_path: Path) -> None:
     os.system(f"mount --bind {tmp_path} {tmp_path} && mount --make-shared {tmp_path}")
     try:
@@ -466,6 +467,7 @@ def test_duplicate_mount_point(docker: Cli, busybox: str) -> None:
     assert "Duplicate mount point: /x" in result.err
 
 
+@pytest.mark.rootful("the host's permissions count first")
 def test_device(docker: Cli, busybox: str) -> None:
     assert (
         sh(
@@ -530,6 +532,7 @@ def test_capabilities(docker: Cli, busybox: str) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.rootful("capabilities are those of a user namespace")
 def test_privileged(docker: Cli, busybox: str) -> None:
     script = "cat /proc/self/status; grep Seccomp: /proc/self/status; ls /dev | wc -l; mount -t tmpfs t /mnt 2>&1; mkdir /m; mount -t tmpfs t /m && echo mounted"
     out = sh(docker, busybox, script, "--privileged")
@@ -566,6 +569,7 @@ def test_no_new_privileges(docker: Cli, busybox: str) -> None:
     assert sh(docker, busybox, status, "--security-opt", "no-new-privileges") == "NoNewPrivs:\t1"
 
 
+@pytest.mark.rootful("control groups")
 def test_writable_cgroups(docker: Cli, busybox: str) -> None:
     writable = "grep -E ' cgroup2? rw' /proc/mounts | wc -l"
     option = "--security-opt=writable-cgroups="
@@ -634,6 +638,7 @@ def test_join_a_stopped_container_is_refused(docker: Cli, busybox: str) -> None:
     assert f"container {identity} is not running" in result.err
 
 
+@pytest.mark.rootful("all containers are in a user namespace")
 def test_userns_host(docker: Cli, busybox: str) -> None:
     mine = os.readlink("/proc/self/ns/user")
     assert sh(docker, busybox, "readlink /proc/self/ns/user", "--userns", "host") == mine

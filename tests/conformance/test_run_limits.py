@@ -39,12 +39,14 @@ def block_device() -> tuple[str, str]:
     pytest.fail("this machine has no disk")
 
 
+@pytest.mark.rootful("control groups")
 def test_cpu_shares(docker: Cli, busybox: str) -> None:
     assert control(docker, busybox, "cpu/cpu.shares", "cpu.weight", "--cpu-shares", "512") == (
         "59" if v2(docker) else "512"
     )
 
 
+@pytest.mark.rootful("control groups")
 def test_cpu_period_and_quota(docker: Cli, busybox: str) -> None:
     flags = ("--cpu-period", "50000", "--cpu-quota", "25000")
     assert control(docker, busybox, "cpu/cpu.cfs_quota_us", "cpu.max", *flags) == (
@@ -68,6 +70,7 @@ def test_too_many_cpus(docker: Cli, busybox: str) -> None:
     assert "Requested CPUs are not available - requested 999, available:" in result.err
 
 
+@pytest.mark.rootful("control groups")
 def test_memory_reservation(docker: Cli, busybox: str) -> None:
     flags = ("-m", "64m", "--memory-reservation", "32m")
     assert control(docker, busybox, "memory/memory.soft_limit_in_bytes", "memory.low", *flags) == str(
@@ -78,6 +81,7 @@ def test_memory_reservation(docker: Cli, busybox: str) -> None:
     assert "Minimum memory limit can not be less than memory reservation limit" in result.err
 
 
+@pytest.mark.rootful("control groups")
 def test_memory_swap(docker: Cli, busybox: str) -> None:
     first, second = "memory/memory.memsw.limit_in_bytes", "memory.swap.max"
     assert control(docker, busybox, first, second, "-m", "64m", "--memory-swap", "96m") == str(
@@ -100,6 +104,7 @@ def test_too_little_memory(docker: Cli, busybox: str) -> None:
     assert "Minimum memory limit allowed is 6MB" in result.err
 
 
+@pytest.mark.rootful("control groups")
 def test_blkio_throttle(docker: Cli, busybox: str) -> None:
     device, numbers = block_device()
     flags = ("--device-read-bps", f"{device}:1mb", "--device-write-iops", f"{device}:100")
@@ -119,6 +124,7 @@ def test_blkio_throttle(docker: Cli, busybox: str) -> None:
     assert host_config(docker, busybox, *flags)["BlkioDeviceReadBps"] == [{"Path": device, "Rate": 1 << 20}]
 
 
+@pytest.mark.rootful("control groups")
 def test_device_cgroup_rule(docker: Cli, busybox: str) -> None:
     """The rule lets a device be made and opened; without it the open is refused."""
     script = "mknod /kmsg c 1 11 && head -c0 /kmsg && : > /kmsg"
@@ -139,10 +145,12 @@ def test_annotations(docker: Cli, busybox: str) -> None:
     assert host_config(docker, busybox, "--annotation", "a.b=c")["Annotations"] == {"a.b": "c"}
 
 
+@pytest.mark.rootful("control groups")
 def test_pids_limit_off(docker: Cli, busybox: str) -> None:
     assert control(docker, busybox, "pids/pids.max", "pids.max", "--pids-limit", "-1") == "max"
 
 
+@pytest.mark.rootful("control groups")
 def test_cgroup_parent(docker: Cli, busybox: str) -> None:
     out = docker.ok(
         "run",

@@ -65,6 +65,7 @@ def mountpoint(docker: Cli, name: str) -> Path:
     return Path(docker.ok("volume", "inspect", "-f", "{{.Mountpoint}}", name))
 
 
+@pytest.mark.rootful("trusted attributes are root's")
 def test_snapshot_and_restore(wherry: Cli, docker: Cli, odd: Path) -> None:
     before = seen(odd)
     assert wherry.ok("volume", "snapshot", "odd", "first") == "first"
@@ -94,6 +95,7 @@ def test_snapshot_and_restore(wherry: Cli, docker: Cli, odd: Path) -> None:
     eventually(lambda: not odd.parent.exists())
 
 
+@pytest.mark.rootful("pause needs control groups")
 def test_running_containers(wherry: Cli, docker: Cli, engine: Engine, busybox: str) -> None:
     docker.ok("run", "-d", "--name", "user", "-v", "used:/v", busybox, "sleep", "600")
     since = docker.ok("run", "--rm", busybox, "date", "+%s")
@@ -113,6 +115,7 @@ def test_running_containers(wherry: Cli, docker: Cli, engine: Engine, busybox: s
     docker.ok("start", "user")
 
 
+@pytest.mark.rootful("trusted attributes are root's")
 def test_clone(wherry: Cli, docker: Cli, odd: Path, busybox: str) -> None:
     docker.ok("volume", "create", "--label", "kind=test", "labelled")
     assert wherry.ok("volume", "clone", "odd", "copy") == "copy"
@@ -135,6 +138,7 @@ def test_clone(wherry: Cli, docker: Cli, odd: Path, busybox: str) -> None:
 
 
 @pytest.mark.parametrize("running", [False, True])
+@pytest.mark.rootful("trusted attributes are root's")
 def test_export_and_import(
     wherry: Cli, docker: Cli, odd: Path, tmp_path: Path, busybox: str, running: bool
 ) -> None:

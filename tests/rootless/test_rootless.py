@@ -201,6 +201,8 @@ def test_each_limit_is_only_warned_about(docker: Cli, flags: tuple[str, ...]) ->
 
 def test_a_limit_that_makes_no_sense_stays_an_error(docker: Cli) -> None:
     assert "range of CPUs is" in docker("run", "--rm", "--cpus", "9999", BUSYBOX, "true").err
+    assert "not available" in docker("run", "--rm", "--cpuset-cpus", "8000", BUSYBOX, "true").err
+    assert "less than 1ms" in docker("run", "--rm", "--cpu-quota", "5", BUSYBOX, "true").err
 
 
 def test_info_says_what_is_missing(rootless: RootlessEngine) -> None:
@@ -218,11 +220,13 @@ def test_pausing_is_refused_with_the_reason(docker: Cli) -> None:
     assert "cgroup v2" in result.err
 
 
-def test_top_and_stats_know_the_containers_processes(docker: Cli) -> None:
+def test_top_and_stats_know_the_containers_processes(rootless: RootlessEngine, docker: Cli) -> None:
     identity = docker.ok("run", "-d", BUSYBOX, "sh", "-c", "sleep 61 & exec sleep 62")
     docker.ok("exec", "-d", identity, "sleep", "63")
     eventually(lambda: docker.ok("top", identity, "-o", "pid,args").count("sleep") == 3)
     assert docker.ok("stats", "--no-stream", "--format", "{{.PIDs}}", identity) == "3"
+    used = rootless.client.containers.get(identity).stats(stream=False)["cpu_stats"]["cpu_usage"]
+    assert used["total_usage"] > 0
 
 
 # Networks
