@@ -481,6 +481,18 @@ def parse_list(text: str) -> set[int]:
     return numbers
 
 
+def _has_bfq(path: str) -> bool:
+    """Whether a weight can be given for a device: the kernel refuses it for one whose scheduler is not BFQ
+    (Documentation/block/bfq-iosched.rst).
+    """
+    try:
+        number = os.stat(path).st_rdev
+        with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/queue/scheduler") as file:
+            return "[bfq]" in file.read()
+    except OSError:
+        return False
+
+
 def _check_block_io(wanted: Resources, limits: dict[str, Any], warnings: list[str]) -> None:
     if wanted.blkio_weight and not 10 <= wanted.blkio_weight <= 1000:
         raise InvalidParameter("Range of blkio weight is from 10 to 1000")
@@ -489,7 +501,11 @@ def _check_block_io(wanted: Resources, limits: dict[str, Any], warnings: list[st
             "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded."
         )
         wanted.blkio_weight = 0
-    if wanted.blkio_weight_device and not limits.get("blkio_weight_device", True):
+    weighed = wanted.blkio_weight_device or []
+    if weighed and not (
+        limits.get("blkio_weight_device", True)
+        and (not limits.get("blkio_bfq") or all(_has_bfq(entry.path) for entry in weighed))
+    ):
         warnings.append(
             "Your kernel does not support Block I/O weight_device or the cgroup is not mounted. "
             "Weight-device discarded."

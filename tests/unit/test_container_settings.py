@@ -24,6 +24,7 @@ from guest_agent.engine.container_config import (
     RestartPolicy,
     Ulimit,
     VolumeOptions,
+    WeightDevice,
 )
 from guest_agent.engine.log_config import log_spec, settle_log_config
 from guest_agent.engine.merge import merge_image_config
@@ -172,6 +173,17 @@ def test_limits_the_kernel_lacks_are_dropped_with_a_warning() -> None:
         "Your kernel does not support memory limit capabilities or the cgroup is not mounted",
         "Your kernel does not support PIDs limit capabilities or the cgroup is not mounted",
     ]
+
+
+def test_a_weight_for_a_device_that_cannot_have_one_is_dropped_with_a_warning() -> None:
+    wanted = Resources(blkio_weight_device=[WeightDevice(path="/dev/null", weight=300)])
+    assert not check_resources(wanted, {"blkio_weight_device": True})
+    assert wanted.blkio_weight_device
+    assert check_resources(wanted, {"blkio_weight_device": True, "blkio_bfq": True}) == [
+        "Your kernel does not support Block I/O weight_device or the cgroup is not mounted. "
+        "Weight-device discarded."
+    ]
+    assert wanted.blkio_weight_device == []
 
 
 def test_cpu_lists() -> None:

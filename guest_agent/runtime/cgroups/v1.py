@@ -289,6 +289,8 @@ class CgroupV1(Cgroup):
             "blkio_weight": there("blkio", "blkio.weight") or there("blkio", "blkio.bfq.weight"),
             "blkio_weight_device": there("blkio", "blkio.weight_device")
             or there("blkio", "blkio.bfq.weight_device"),
+            # The only one that has weights now: it is asked by device whether it can.
+            "blkio_bfq": not there("blkio", "blkio.weight_device"),
             "blkio_throttle": there("blkio", "blkio.throttle.read_bps_device"),
             "devices": "devices" in self._mounted,
             "freezer": "freezer" in self._mounted,
