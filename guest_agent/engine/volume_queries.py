@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from guest_agent.errors import Conflict, EngineError, InvalidParameter
@@ -46,13 +47,27 @@ def _flag(name: str, value: str) -> bool:
     raise InvalidParameter(f"invalid filter '{name}=[{value}]'")
 
 
+def _all(values: Sequence[str]) -> bool:
+    """The filter `all` of a prune: one value, as Go's strconv.ParseBool reads it. Raises InvalidParameter."""
+    if len(set(values)) > 1:
+        shown = " ".join(sorted(set(values)))
+        raise InvalidParameter(f"invalid filter 'all=[{shown}]': only one value is expected")
+    if values[0] in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    if values[0] in ("0", "f", "F", "FALSE", "false", "False"):
+        return False
+    raise InvalidParameter(
+        f"invalid filter 'all': strconv.ParseBool: parsing \"{values[0]}\": invalid syntax"
+    )
+
+
 async def prune(engine: Engine, filters: Filters, everything: bool) -> dict[str, Any]:
     """Deletes volumes that no container has: anonymous ones, or `everything`; never those with mount options.
 
     Raises Conflict while another prune is under way, InvalidParameter.
     """
-    for value in filters.get("all", ()):
-        everything = _flag("all", value)
+    if values := filters.get("all"):
+        everything = _all(values)
     if engine.volumes.prune_lock.locked():
         raise Conflict("a prune operation is already running")
     deleted: list[str] = []

@@ -63,6 +63,28 @@ def test_prune(docker: Cli, busybox: str) -> None:
     assert docker.ok("volume", "ls", "-q") == "used"
 
 
+@pytest.mark.parametrize(
+    ("filters", "text"),
+    [
+        (("all=maybe",), "invalid filter 'all': strconv.ParseBool: parsing \"maybe\": invalid syntax"),
+        (("all=tRue",), "invalid filter 'all': strconv.ParseBool: parsing \"tRue\": invalid syntax"),
+        (("all=1", "all=2"), "only one value is expected"),
+    ],
+)
+def test_prune_of_neither_all_nor_some(docker: Cli, filters: tuple[str, ...], text: str) -> None:
+    result = docker("volume", "prune", "-f", *(f"--filter={value}" for value in filters))
+    assert result.code == 1
+    assert text in result.err
+
+
+def test_prune_of_all(docker: Cli) -> None:
+    docker.ok("volume", "create", "named")
+    docker.ok("volume", "prune", "-f", "--filter", "all=f")
+    assert "named" in docker.ok("volume", "ls", "-q").split()
+    docker.ok("volume", "prune", "-f", "--filter", "all=T")
+    assert "named" not in docker.ok("volume", "ls", "-q").split()
+
+
 def test_anonymous_go_with_the_container(docker: Cli, busybox: str) -> None:
     docker.ok("run", "--rm", "-v", "/data", busybox, "true")
     assert docker.ok("volume", "ls", "-q") == ""
