@@ -146,6 +146,8 @@ def _check_mount(mount: Mount, source_must_exist: bool) -> None:
         case "bind":
             _check_bind(mount, source_must_exist)
         case "volume":
+            if not mount.source and mount.read_only:
+                raise ValueError("must not set ReadOnly mode when using anonymous volumes")
             if mount.volume_options is not None and mount.volume_options.subpath:
                 if not mount.source:
                     raise ValueError("must not set Subpath when using anonymous volumes")

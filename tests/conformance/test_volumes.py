@@ -85,6 +85,15 @@ def test_prune_of_all(docker: Cli) -> None:
     assert "named" not in docker.ok("volume", "ls", "-q").split()
 
 
+def test_an_anonymous_one_cannot_be_read_only(docker: Cli, busybox: str) -> None:
+    result = docker("create", "--mount", "type=volume,dst=/v,readonly", busybox)
+    assert result.code == 1
+    assert (
+        'invalid mount config for type "volume": must not set ReadOnly mode when using anonymous volumes'
+        in result.err
+    )
+
+
 def test_anonymous_go_with_the_container(docker: Cli, busybox: str) -> None:
     docker.ok("run", "--rm", "-v", "/data", busybox, "true")
     assert docker.ok("volume", "ls", "-q") == ""

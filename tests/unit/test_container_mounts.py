@@ -125,6 +125,10 @@ def test_cleaned_paths_have_no_dots_and_stay_absolute(path: str) -> None:
             "must not set Subpath when using anonymous volumes",
         ),
         (
+            Mount("volume", "", "/x", read_only=True),
+            "must not set ReadOnly mode when using anonymous volumes",
+        ),
+        (
             Mount("volume", "v", "/x", volume_options=VolumeOptions(subpath="../a")),
             "subpath must be a relative path within the volume",
         ),
