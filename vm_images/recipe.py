@@ -49,15 +49,21 @@ PACKAGES = (
     "ca-certificates",
     "python3-msgspec",
     "python3-isal",
+    "python3-cryptography",
+    "python3-grpclib",
+    "libstdc++6",  # for protobuf
     "e2fsprogs",
     "busybox-static",
 )
 
-# What Debian has no package of; hashes of both architectures' wheels.
+# What Debian has no package of, or one from before the API we use; hashes of both architectures' wheels.
 WHEELS = """\
 backports.zstd==1.8.0 \\
     --hash=sha256:44a9004f9e809ea56910d326d21946650369db59eb86edc0c76840f21530704c \\
     --hash=sha256:1a808ba1371231c00a2b71f03840a727088e287d0ee1dfb3230958950f21f421
+protobuf==6.33.6 \\
+    --hash=sha256:e9db7e292e0ab79dd108d7f1a94fe31601ce1ee3f7b79e0692043423020b0593 \\
+    --hash=sha256:e2afbae9b8e1825e3529f88d514754e094278bb95eadc0e199751cdd9a2e82a2
 """
 
 # Programs; what they need comes along. Busybox is for `wherry machine ssh` alone.
@@ -66,8 +72,8 @@ CONFIGURATION = ("/etc/mke2fs.conf",)
 # Debian's certifi and OpenSSL both read the bundle that ca-certificates would make when it is configured.
 CA_BUNDLE, CA_FOLDER = "/etc/ssl/certs/ca-certificates.crt", "usr/share/ca-certificates/mozilla"
 
-# Python packages the agent imports, from Debian's dist-packages and the wheels, into the one folder on
-# sys.path.
+# Python packages and extension modules the agent imports, with what these import, from the wheels and
+# Debian's dist-packages into the one folder on sys.path.
 PYTHON_PACKAGES = (
     "requests",
     "urllib3",
@@ -77,6 +83,16 @@ PYTHON_PACKAGES = (
     "msgspec",
     "isal",
     "backports",
+    # Signatures of images.
+    "cryptography",
+    "_cffi_backend",
+    # BuildKit's protocol.
+    "grpclib",
+    "h2",
+    "hpack",
+    "hyperframe",
+    "multidict",
+    "google",
 )
 
 # The standard library without what needs a person, a screen or a compiler.

@@ -52,12 +52,10 @@ class Root:
                 self._copy(f"/{STDLIB}/lib-dynload/{name}")
         places = [wheels, os.path.join(self.source, "usr/lib/python3/dist-packages")]
         for name in recipe.PYTHON_PACKAGES:
-            found = next(
-                (os.path.join(p, name) for p in places if os.path.isdir(os.path.join(p, name))), None
-            )
+            found = next((path for place in places if (path := _module(place, name))), None)
             if found is None:
                 raise BuildError(f"neither the packages nor the wheels have the Python package {name}")
-            self._copy_code(found, os.path.join(STDLIB, name))
+            self._copy_code(found, os.path.join(STDLIB, os.path.basename(found)))
 
     def _copy_code(self, source: str, to: str) -> None:
         """A module or package: its code, extensions and data; no caches, tests, stubs or text for people."""
@@ -132,6 +130,15 @@ def compile_python(target: str, native: str, arch: Arch) -> int:
         [*command, os.path.join(target, STDLIB), "/" + STDLIB, "2"], "compiling the guest's Python code"
     )
     return int(output.split()[-1])
+
+
+def _module(place: str, name: str) -> str | None:
+    """Path of a package, or of an extension module for the guest's Python."""
+    path = os.path.join(place, name)
+    if os.path.isdir(path):
+        return path
+    found = glob.glob(f"{path}.cpython-{PYTHON.replace('.', '')}-*.so")
+    return found[0] if found else None
 
 
 def _foreign_version(path: str) -> bool:

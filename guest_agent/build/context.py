@@ -272,7 +272,10 @@ def fetch_git(address: str, target: str, keep_history: bool = False) -> str:
     Needs git on this host. Raises Unavailable with what git said, InvalidParameter.
     """
     if shutil.which("git") is None:
-        raise Unavailable("cannot fetch a git repository: git is not installed", "Install git on the host.")
+        raise Unavailable(
+            "cannot fetch a git repository: git is not installed",
+            "Install it where the engine runs; where that is a machine, clone it here and build the clone.",
+        )
     url, _, fragment = address.partition("#")
     reference, _, below = fragment.partition(":")
     if url.startswith("github.com/"):

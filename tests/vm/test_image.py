@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import lzma
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from host_client.machine import image as images
+from tests.support.cli import REPOSITORY
 from vm_images import wheel
 from vm_images.build import build
+from vm_images.recipe import ARCHES, PYTHON
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
@@ -27,11 +31,19 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def root(folder: Path, tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "root"
+    with mounted(folder, tmp_path / "root") as place:
+        yield place
+
+
+@contextmanager
+def mounted(folder: Path, place: Path) -> Iterator[Path]:
+    """The root file system of an image."""
     place.mkdir()
     subprocess.run(["mount", "-t", "erofs", "-o", "loop,ro", folder / "root.erofs", place], check=True)
-    yield place
-    subprocess.run(["umount", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 def test_the_manifest_says_what_is_there(folder: Path) -> None:
@@ -80,6 +92,46 @@ def test_only_what_the_agent_and_a_look_inside_need_is_in_the_root(root: Path) -
     for name in ("requests", "msgspec", "isal", "backports", "ssl.pyc", "sqlite3", "asyncio", "ctypes"):
         assert (root / "usr/lib/python3.13" / name).exists(), name
     assert "BEGIN CERTIFICATE" in (root / "etc/ssl/certs/ca-certificates.crt").read_text()
+
+
+def imports(package: Path) -> list[str]:
+    """Every module of a package, and every one that its code imports anywhere."""
+    found = set()
+    for path in package.rglob("*.py"):
+        found.add(".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module)
+    return sorted(found)
+
+
+def test_its_python_has_all_that_the_agent_imports(image: Path, tmp_path: Path) -> None:
+    code = (
+        "import importlib, json, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "missing = {}\n"
+        "for name in json.load(sys.stdin):\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ImportError as error: missing[name] = str(error)\n"
+        "print(json.dumps(missing))\n"
+    )
+    with mounted(image, tmp_path / "root") as root:
+        python = [
+            *(root / ARCHES["amd64"].loader.lstrip("/"), "--library-path"),
+            *(root / "usr/lib" / ARCHES["amd64"].triplet, root / f"usr/bin/python{PYTHON}"),
+        ]
+        done = subprocess.run(
+            [*python, "-I", "-S", "-B", "-c", code, REPOSITORY],
+            input=json.dumps(imports(REPOSITORY / "guest_agent")),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    missing = json.loads(done.stdout)
+    # Newer Pythons' own.
+    assert set(missing) <= {"compression", "compression.zstd"}, missing
 
 
 def test_every_module_the_table_names_is_there(root: Path) -> None:
