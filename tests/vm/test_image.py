@@ -118,7 +118,7 @@ def test_its_python_has_all_that_the_agent_imports(image: Path, tmp_path: Path) 
         "print(json.dumps(missing))\n"
     )
     with mounted(image, tmp_path / "root") as root:
-        python = [
+        python: list[str | Path] = [
             *(root / ARCHES["amd64"].loader.lstrip("/"), "--library-path"),
             *(root / "usr/lib" / ARCHES["amd64"].triplet, root / f"usr/bin/python{PYTHON}"),
         ]
