@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench import rootless
+from tests.bench.builds import builds
 from tests.bench.measure import Command, family, pairs, processor_time, proportional, resident, wall
 from tests.bench.peers import Dockerd, Runc, docker_cli
 from tests.bench.transfers import transfers
@@ -166,6 +167,10 @@ class Bench:
             )
             self.rows.append(row)
 
+    def builds(self) -> None:
+        for what, ours, theirs in builds(self.ours, self.peer, self.rounds):
+            self.rows.append(Row(what, ours * 1000, theirs * 1000, "ms", 1.0, True, "docker build, dockerd"))
+
     def rootless(self) -> None:
         for what, ours, theirs, peer in rootless.figures(self.stack, self.rounds):
             self.rows.append(Row(what, ours, theirs, "ms", 0.5, True, peer))
@@ -300,6 +305,7 @@ def main() -> int:
             bench.run,
             bench.pull,
             bench.transfers,
+            bench.builds,
             bench.agent,
             bench.memory,
             bench.rootless,
