@@ -122,6 +122,11 @@ class Messages:
         """What says it, once it has begun."""
         return self._task
 
+    @property
+    def waiting(self) -> bool:
+        """Whether more is there already, or the end."""
+        return not self._queue.empty()
+
     async def begin(self, task: Awaitable[None]) -> None:
         """Waits until `task` says something or ends. Raises what it raises before it has said anything."""
         self._task = asyncio.ensure_future(task)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from guest_agent.build.step_stream import StepListener
 
 _FROM_ELSEWHERE = ".dockerfile."  # what clients call one that was not in the context
+_AT_ONCE = 1 << 16  # bytes of messages that go out together
 _OUTPUTS = ("", "image", "moby", "docker")
 
 
@@ -102,8 +103,17 @@ class _Routes:
         builder, query = self.get_builder(), request.query
         scratch = builder.scratch()
         try:
-            directory, name = await _context(request, scratch, query)
-            text = await to_the_end(lambda: context.read_dockerfile(directory, name), "build-context")
+            fetch, named = _source(request, scratch, query)
+
+            def get() -> tuple[str, str, str]:
+                directory, alone = fetch()
+                name = alone or named
+                text = context.read_dockerfile(directory, name)
+                context.leave_out(directory, name, remote)
+                return directory, name, text
+
+            remote = bool(query.get("remote"))
+            directory, name, text = await to_the_end(get, "build-context")
             base = posixpath.basename(name)
             wanted = BuildRequest(
                 context=context.LocalContext(directory),
@@ -112,8 +122,6 @@ class _Routes:
                 tags=tags,
                 **settings,
             )
-            remote = bool(query.get("remote"))
-            await to_the_end(lambda: context.leave_out(directory, name, remote), "build-context")
             try:
                 listener.finished(await builder.build(wanted, listener))
             except StepFailed as error:
@@ -157,14 +165,18 @@ def _async(known: Callable[[str], Credentials | None]) -> Callable[[str], Awaita
 
 
 async def _lines(messages: Messages) -> AsyncIterator[bytes]:
+    said = b""
     try:
         async with aclosing(messages.stream()) as stream:
             async for message in stream:
-                yield message_line(message)
+                said += message_line(message)
+                if not messages.waiting or len(said) > _AT_ONCE:
+                    yield said
+                    said = b""
     except asyncio.CancelledError:
         if messages.task is None or not messages.task.cancelled():
             raise
-        yield message_line({"errorDetail": {"message": "build cancelled"}, "error": "build cancelled"})
+        yield said + message_line({"errorDetail": {"message": "build cancelled"}, "error": "build cancelled"})
     except EngineError as error:
         detail: dict[str, Any] = {"message": error.message}
         code = getattr(error, "code", 0)
@@ -172,11 +184,17 @@ async def _lines(messages: Messages) -> AsyncIterator[bytes]:
             detail["code"] = code
         if error.hint:
             detail["hint"] = error.hint
-        yield message_line({"errorDetail": detail, "error": error.message})
+        yield said + message_line({"errorDetail": detail, "error": error.message})
+    else:
+        if said:
+            yield said
 
 
-async def _context(request: Request, scratch: Scratch, query: Query) -> tuple[str, str]:
-    """The directory with the context, and the Dockerfile's path in it."""
+def _source(request: Request, scratch: Scratch, query: Query) -> tuple[Callable[[], tuple[str, str]], str]:
+    """What fetches the context, for a thread, and the Dockerfile's path in it.
+
+    It gives the directory, and the name of a Dockerfile that came instead of a context.
+    """
     from guest_agent.build import context
 
     name = query.get("dockerfile") or "Dockerfile"
@@ -187,18 +205,15 @@ async def _context(request: Request, scratch: Scratch, query: Query) -> tuple[st
         raise InvalidParameter(f"forbidden path outside the build context: {name} ()")
     if not remote:
         read = blocking_reader(aiter(request.body))
-        return await to_the_end(lambda: context.receive(read, scratch), "build-context"), name
+        return lambda: (context.receive(read, scratch), ""), name
     directory = scratch.directory()
     if context.is_git(remote):
-        directory = await to_the_end(lambda: context.fetch_git(remote, directory), "build-context")
-    elif remote.startswith(("http://", "https://")):
-        alone = await to_the_end(lambda: context.fetch_url(remote, directory), "build-context")
-        name = alone or name
-    else:
-        raise InvalidParameter(
-            f"unable to detect the kind of the remote context {remote}", "Give an http(s) URL or a git one."
-        )
-    return directory, name
+        return lambda: (context.fetch_git(remote, directory), ""), name
+    if remote.startswith(("http://", "https://")):
+        return lambda: (directory, context.fetch_url(remote, directory)), name
+    raise InvalidParameter(
+        f"unable to detect the kind of the remote context {remote}", "Give an http(s) URL or a git one."
+    )
 
 
 def _settings(query: Query) -> dict[str, Any]:
