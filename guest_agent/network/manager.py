@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -387,8 +388,11 @@ class NetworkManager:
         self._records[request.container_id] = record
 
     def _host_gateway(self) -> str:
+        """What `host-gateway` stands for. On the event loop, whose thread is in the host's namespace."""
         default = self._definitions.default
-        return self._config.host_gateway_ip or (str(default.bridge.addresses[0].ip) if default else "")
+        # The bridge's address is the host's only where the bridge is.
+        own = _own_address() if self._config.namespace >= 0 else ""
+        return self._config.host_gateway_ip or own or (str(default.bridge.addresses[0].ip) if default else "")
 
     async def release(self, container_id: str) -> None:
         """Undo `attach` for a container that has ended. Nothing happens when it is not connected.
@@ -592,3 +596,13 @@ def _dns_names(request: SandboxRequest, network: Network, config: EndpointConfig
 def _stay_in(namespace: int) -> None:
     if namespace >= 0:
         netns.stay_in(namespace)
+
+
+def _own_address() -> str:
+    """The address from which this host reaches others; "" when it reaches none. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of nobody (RFC 5737): it goes by the default route
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])

@@ -230,6 +230,7 @@ def test_add_host(docker: Cli, busybox: str) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.rootful("containers are not in a network of the host")
 def test_add_host_gateway(docker: Cli, busybox: str) -> None:
     gateway = docker.ok("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge")
     hosts = sh(docker, busybox, "cat /etc/hosts", "--add-host", "outside:host-gateway")

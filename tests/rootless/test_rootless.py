@@ -299,6 +299,11 @@ def test_containers_reach_the_hosts_network(docker: Cli, server: int) -> None:
     assert sh(docker, f"timeout 10 wget -qO- http://{host_address()}:{server}/") == "the host"
 
 
+def test_host_gateway_leads_to_the_host(docker: Cli, server: int) -> None:
+    flags = ("--add-host", "host.docker.internal:host-gateway")
+    assert sh(docker, f"timeout 10 wget -qO- http://host.docker.internal:{server}/", *flags) == "the host"
+
+
 def test_the_hosts_network_is_the_hosts(docker: Cli, server: int) -> None:
     assert sh(docker, f"timeout 10 wget -qO- http://127.0.0.1:{server}/", "--network", "host") == "the host"
 
