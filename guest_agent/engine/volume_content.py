@@ -20,6 +20,7 @@ from guest_agent.images.decompress import Decompressed
 from guest_agent.images.extract import Extractor
 from guest_agent.images.tar import TarReader, TarWriter
 from guest_agent.images.tree import TreeWriter
+from guest_agent.kernel import quota
 from guest_agent.kernel.copies import copy_tree
 from guest_agent.kernel.paths import O_PATH, RootFd
 from guest_agent.kernel.syscalls import rename_exchange, syncfs
@@ -122,9 +123,12 @@ async def restore(engine: Engine, name: str, label: str) -> None:
         staged = host_mounts.aside_path(engine.roots.data_path("volumes"))
 
         def work() -> None:
-            _copy(_snapshot_path(engine, name, item.id), staged)
+            size = volumes.get(name).size
+            _copy(_snapshot_path(engine, name, item.id), staged, size)
             os.makedirs(volumes.path(name), mode=0o755, exist_ok=True)
             rename_exchange(staged, volumes.path(name))
+            if size:
+                quota.release(staged)
             _sync(os.path.dirname(volumes.path(name)))
             host_mounts.delete(staged)
 
@@ -326,10 +330,12 @@ async def _staging(work: Callable[[], None], staged: str, what: str) -> None:
         raise
 
 
-def _copy(source: str, target: str) -> None:
-    """Copies a directory to a new one, which is on disk afterwards."""
+def _copy(source: str, target: str, size: int = 0) -> None:
+    """Copies a directory to a new one, which is on disk then and may hold `size` bytes (0: no limit)."""
     os.makedirs(source, mode=0o755, exist_ok=True)
     os.mkdir(target, 0o700)
+    if size:
+        quota.limit(target, size)
     original = os.open(source, OPEN_DIR)
     try:
         copy = os.open(target, OPEN_DIR)

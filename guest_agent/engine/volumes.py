@@ -1,12 +1,13 @@
 """Volumes: directories that outlive containers, `DATA/volumes/NAME/_data`, kept by the one driver `local`.
 
 A volume may have mount options (`type`, `o`, `device`); then what they name is mounted on `_data` while a
-container uses it.
+container uses it. One with a `size` has `_data` limited by a project quota.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import time
@@ -17,6 +18,7 @@ import msgspec
 from msgspec import Struct, field
 
 from guest_agent.errors import Conflict, InternalError, InvalidParameter, NotFound
+from guest_agent.kernel import quota
 from guest_agent.roots import Roots
 
 from . import host_mounts
@@ -26,12 +28,15 @@ from .ids import new_id
 from .mountinfo import is_mounted
 from .state import rfc3339
 from .store import Store
+from .units import ram_in_bytes
+
+log = logging.getLogger(__name__)
 
 DRIVER = "local"
 ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 TABLE = "volumes"
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
-_NEEDS = {"device": ("type",), "type": ("device",), "o": ("device", "type")}
+_NEEDS = {"device": ("type",), "type": ("device",), "o": ("device", "type"), "size": ()}
 
 
 class Snapshot(Struct):
@@ -60,6 +65,11 @@ class Volume(Struct, omit_defaults=True):
     def anonymous(self) -> bool:
         """Whether nobody gave it a name."""
         return ANONYMOUS_LABEL in (self.labels or {})
+
+    @property
+    def size(self) -> int:
+        """What it may hold in bytes; 0: no limit."""
+        return ram_in_bytes((self.options or {}).get("size", "0"))
 
 
 class _Users(Struct):
@@ -161,9 +171,16 @@ class Volumes:
         check_name(name)
         check_options(name, options or {})
         volume = Volume(name, time.time_ns(), labels, options or None)
+        if volume.size and not quota.enforced(self._roots.data_path("volumes")):
+            raise InvalidParameter(
+                f"create {name}: quota size requested but no quota support",
+                hint="The data root has to be on XFS mounted with pquota, or on ext4 with prjquota.",
+            )
         try:
             os.makedirs(self._roots.data_path("volumes", name), mode=0o701, exist_ok=True)
             os.makedirs(self.path(name), mode=0o755, exist_ok=True)
+            if volume.size:
+                quota.limit(self.path(name), volume.size)
         except OSError as error:
             raise InternalError(f"error while creating volume path '{self.path(name)}': {error.strerror}")
         self._volumes[name] = volume
@@ -246,8 +263,10 @@ class Volumes:
         self._check_unused(name, "remove")
         if has_device(self.get(name)) and is_mounted(self.path(name)):
             await asyncio.to_thread(host_mounts.unmount, self.path(name))
-        self._volumes.pop(name, None)
+        volume = self._volumes.pop(name)
         self._store.post(TABLE, name, None)
+        if volume.size:
+            _release_quota(self.path(name))
         trash = host_mounts.set_aside(self._roots.data_path("volumes"), name)
         task = asyncio.get_running_loop().create_task(asyncio.to_thread(host_mounts.delete, trash))
         self._deleting.add(task)
@@ -351,6 +370,14 @@ def has_device(volume: Volume) -> bool:
     return bool(volume.options and volume.options.get("device"))
 
 
+def _release_quota(path: str) -> None:
+    """A content that is gone, or on a file system without quotas by now, holds nothing that could be free."""
+    try:
+        quota.release(path)
+    except OSError as error:
+        log.warning("cannot free the quota of %s: %s", path, error.strerror)
+
+
 def _sync_directory(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -375,10 +402,17 @@ def check_name(name: str, action: str = "create") -> None:
 def check_options(name: str, options: dict[str, str]) -> None:
     """Raises InvalidParameter for driver options that `local` does not have, or not without others."""
     for option in options:
-        if option == "size":
-            raise InvalidParameter(f"create {name}: quota size requested but no quota support")
         if option not in _NEEDS:
             raise InvalidParameter(f'create {name}: invalid option: "{option}"')
         for needed in _NEEDS[option]:
             if needed not in options:
                 raise InvalidParameter(f'create {name}: missing required option: "{needed}"')
+    try:
+        size = ram_in_bytes(options.get("size", "0"))
+    except ValueError as error:
+        raise InvalidParameter(f"create {name}: {error}")
+    if size and "device" in options:
+        raise InvalidParameter(
+            f"create {name}: option size limits the engine's own directory, not what option device names",
+            hint="Limit it where it is; for tmpfs use `--opt o=size=…`.",
+        )

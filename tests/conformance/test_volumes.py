@@ -94,6 +94,25 @@ def test_an_anonymous_one_cannot_be_read_only(docker: Cli, busybox: str) -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        ("abc", "invalid size: 'abc'"),
+        ("", "invalid size: ''"),
+        ("1x", "invalid suffix: 'x'"),
+        ("1,5k", 'strconv.ParseFloat: parsing "1,5": invalid syntax'),
+    ],
+)
+def test_a_size_that_is_none(docker: Cli, size: str, text: str) -> None:
+    assert f"create sized: {text}" in docker("volume", "create", "--opt", f"size={size}", "sized").err
+
+
+def test_a_size_of_zero_is_no_limit(docker: Cli, busybox: str) -> None:
+    docker.ok("volume", "create", "--opt", "size=0", "unsized")
+    docker.ok("run", "--rm", "-v", "unsized:/v", busybox, "touch", "/v/file")
+    docker.ok("volume", "rm", "unsized")
+
+
 def test_anonymous_go_with_the_container(docker: Cli, busybox: str) -> None:
     docker.ok("run", "--rm", "-v", "/data", busybox, "true")
     assert docker.ok("volume", "ls", "-q") == ""

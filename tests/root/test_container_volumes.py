@@ -72,7 +72,17 @@ def test_anonymous_volumes_are_marked(volumes: Volumes) -> None:
         (("one", "nfs"), NotFound, 'create one: error looking up volume plugin nfs: plugin "nfs" not found'),
         (("one", "", {"odd": "1"}), InvalidParameter, 'create one: invalid option: "odd"'),
         (("one", "", {"type": "nfs"}), InvalidParameter, 'create one: missing required option: "device"'),
-        (("one", "", {"size": "1g"}), InvalidParameter, "no quota support"),
+        (
+            ("one", "", {"size": "1g"}),
+            InvalidParameter,
+            "create one: quota size requested but no quota support",
+        ),
+        (("one", "", {"size": "abc"}), InvalidParameter, "create one: invalid size: 'abc'"),
+        (
+            ("one", "", {"size": "1m", "type": "tmpfs", "device": "tmpfs"}),
+            InvalidParameter,
+            "option size limits the engine's own directory, not what option device names",
+        ),
     ],
 )
 def test_refusals(volumes: Volumes, arguments: tuple[Any, ...], error: type[EngineError], text: str) -> None:

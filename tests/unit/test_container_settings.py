@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ from guest_agent.engine.container_config import (
 )
 from guest_agent.engine.log_config import log_spec, settle_log_config
 from guest_agent.engine.merge import merge_image_config
+from guest_agent.engine.units import ram_in_bytes
 from guest_agent.engine.validate import (
     check_config,
     check_create,
@@ -184,6 +186,38 @@ def test_a_weight_for_a_device_that_cannot_have_one_is_dropped_with_a_warning() 
         "Weight-device discarded."
     ]
     assert wanted.blkio_weight_device == []
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        *(("0", 0), ("512", 512), ("1.5g", 3 << 29), ("1 GB", 1 << 30), ("1kib", 1 << 10), ("5 ", 5)),
+        *((".5k", 512), ("+5", 5), ("1e3", 1000), ("12b", 12), ("2TB", 2 << 40)),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert ram_in_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("abc", "invalid size: 'abc'"),
+        ("", "invalid size: ''"),
+        ("-1", "invalid size: '-1'"),
+        ("1x", "invalid suffix: 'x'"),
+        ("1ki", "invalid suffix: 'ki'"),
+        ("1bb", "invalid suffix: 'bb'"),
+        ("1,5k", 'strconv.ParseFloat: parsing "1,5": invalid syntax'),
+        (" 5", 'strconv.ParseFloat: parsing " 5": invalid syntax'),
+        ("1  k", 'strconv.ParseFloat: parsing "1 ": invalid syntax'),
+        ("1_000", 'strconv.ParseFloat: parsing "1_000": invalid syntax'),
+        ("1e999", "invalid size: '1e999'"),
+    ],
+)
+def test_sizes_that_are_wrong(text: str, error: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(error) + "$"):
+        ram_in_bytes(text)
 
 
 def test_cpu_lists() -> None:

@@ -392,6 +392,24 @@ def test_a_container_writes_no_more_than_its_storage_option(running: Home, tmp_p
     docker.ok("rmi", "committed")
 
 
+def test_a_volume_holds_no_more_than_its_size(running: Home) -> None:
+    docker = running.docker
+    sized = (*("run", "--rm", "-v", "sized:/v", "busybox"), "dd", "if=/dev/zero", "of=/v/file", "bs=1M")
+    docker.ok("volume", "create", "--opt", "size=20m", "sized")
+    result = docker(*sized, "count=40")
+    assert result.code == 1
+    assert "Disk quota exceeded" in result.err
+    docker.ok(*sized, "count=15")
+    running.wherry.ok("volume", "snapshot", "sized", "before")
+    running.wherry.ok("volume", "restore", "sized", "before")
+    assert docker.ok("run", "--rm", "-v", "sized:/v", "busybox", "du", "-m", "/v/file").split()[0] == "15"
+    assert docker(*sized, "count=40").code == 1
+    docker.ok("volume", "rm", "sized")
+    docker.ok("volume", "create", "sized")
+    docker.ok(*sized, "count=40")
+    docker.ok("volume", "rm", "sized")
+
+
 PROJECTS = """
 import os
 from guest_agent.kernel import quota
