@@ -305,7 +305,9 @@ def explain(error: requests.RequestException, method: str, url: str) -> Unavaila
     host = url.split("/", 3)[2]
     name, port = split_port(host)
     base, api, _ = url.partition("/v2/")
-    action = f'{method.capitalize()} "{base + api if api else url.partition("?")[0]}"'
+    # dockerd asks for /v2/ before anything else, so that is what fails first there.
+    verb = "Get" if api and method == "HEAD" else method.capitalize()
+    action = f'{verb} "{base + api if api else url.partition("?")[0]}"'
     chain = list(_causes(error))
     for cause in chain:
         if isinstance(cause, ssl.SSLCertVerificationError):
