@@ -13,7 +13,7 @@ import py_compile
 import tempfile
 from collections.abc import Sequence
 
-from host_client.machine import shares, surroundings
+from host_client.machine import shares, signatures, surroundings
 from host_client.machine.cpio import Cpio
 from host_client.machine.errors import MachineError
 from host_client.machine.image import Image
@@ -24,7 +24,13 @@ API_PORT = 2376
 GUEST_ADDRESS = "10.0.2.15"
 HOST_ADDRESS = "10.0.2.2"
 # /tmp may be the host's, shared under its own name.
-ENVIRONMENT = ("PATH=/usr/sbin:/usr/bin", "HOME=/run", "TMPDIR=/run/tmp", "LANG=C.UTF-8")
+ENVIRONMENT = (
+    "PATH=/usr/sbin:/usr/bin",
+    "HOME=/run",
+    "TMPDIR=/run/tmp",
+    "LANG=C.UTF-8",
+    "CRYPTOGRAPHY_OPENSSL_NO_LEGACY=1",  # the image is without OpenSSL's provider of old ciphers
+)
 AUTHORITIES = "ca-certificates.crt"  # of this host; without it the image's are trusted
 PORTS_DEVICE = "/dev/vport0p2"
 PYTHON = "/usr/bin/python{version}"
@@ -64,11 +70,15 @@ def write_initrd(
     the image's, then ours. It holds a private key, so only the user can read it.
     """
     code = _read_package(agent_folder())
-    command = agent_command(image.manifest["python"], options)
     archive = Cpio()
     for folder in ("host", "host/tls", "agent"):
         archive.directory(folder)
     archive.file("host/name", name.encode())
+    policy = signatures.policy_file()
+    if policy:
+        archive.file(f"host/{signatures.FILE}", signatures.policy(policy))
+        options = (*options, "--signature-policy", f"/run/host/{signatures.FILE}")
+    command = agent_command(image.manifest["python"], options)
     archive.file("host/arguments", "".join(f"{word}\n" for word in command).encode())
     archive.file("host/shares", shares.for_guest(folders))
     environment = [*ENVIRONMENT, *(f"{n}={v}" for n, v in surroundings.proxies(HOST_ADDRESS).items())]

@@ -169,7 +169,11 @@ def test_namespaces_of_a_renamed_donor(docker: Cli, busybox: str) -> None:
         (["-v", "/a:/b:odd"], "invalid mode: odd"),
         (["-m", "1m"], "Minimum memory limit allowed is 6MB"),
         (["--isolation", "hyperv"], "invalid isolation (hyperv)"),
-        (["--storage-opt", "size=1g"], "--storage-opt is supported only for overlay over xfs"),
+        pytest.param(
+            ["--storage-opt", "size=1g"],
+            "--storage-opt is supported only for overlay over xfs",
+            marks=pytest.mark.native,  # a machine has the quotas for it
+        ),
         (["--log-opt", "odd=1"], "unknown log opt 'odd' for json-file log driver"),
         (["--tmpfs", "/t:odd=1"], 'invalid tmpfs option "odd"'),
         (["--userns", "odd"], "user"),

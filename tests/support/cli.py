@@ -18,6 +18,11 @@ import pexpect
 
 REPOSITORY = Path(__file__).parents[2]
 OLDEST_DOCKER_CLI = (28, 0)
+# As it was when the tests began: users of a test's own have caches of their own.
+CACHE = Path(
+    os.environ.get("WHERRY_TEST_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "wherry-tests")
+)
 T = TypeVar("T")
 
 
@@ -152,14 +157,8 @@ def wherry_command() -> list[str]:
 
 def cache_directory() -> Path:
     """Where what is slow to make (images, tools) is kept from one run of the suite to the next."""
-    base = os.environ.get("WHERRY_TEST_CACHE")
-    if not base:
-        base = os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "wherry-tests"
-        )
-    path = Path(base)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    CACHE.mkdir(parents=True, exist_ok=True)
+    return CACHE
 
 
 def eventually(check: Callable[[], T], seconds: float = 10, every: float = 0.05, what: str = "") -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -52,13 +53,21 @@ def signed(key: PrivateKey, data: bytes) -> bytes:
     return key.sign(data)
 
 
-def attach(registry: str, repository: str, of: str, signatures: list[tuple[bytes, bytes]]) -> None:
-    """Keeps (document, signature) pairs in a plain registry, as the signatures of the manifest `of`."""
-    base = f"http://{registry}/v2/{repository}"
+def attach(
+    registry: str, repository: str, of: str, signatures: list[tuple[bytes, bytes]], ca: Path | None = None
+) -> None:
+    """Keeps (document, signature) pairs in a registry, as the signatures of the manifest `of`.
+
+    The registry is a plain one, else `ca` has its authority.
+    """
+    base = f"{'https' if ca else 'http'}://{registry}/v2/{repository}"
+    session = requests.Session()
+    session.trust_env = False  # which would go before `verify`
+    session.verify = str(ca) if ca else True
 
     def blob(data: bytes, media_type: str) -> dict[str, Any]:
-        session = requests.post(f"{base}/blobs/uploads/", timeout=10).headers["Location"]
-        answer = requests.put(session, params={"digest": digest(data)}, data=data, timeout=10)
+        upload = session.post(f"{base}/blobs/uploads/", timeout=10).headers["Location"]
+        answer = session.put(upload, params={"digest": digest(data)}, data=data, timeout=10)
         answer.raise_for_status()
         return {"mediaType": media_type, "digest": digest(data), "size": len(data)}
 
@@ -78,7 +87,7 @@ def attach(registry: str, repository: str, of: str, signatures: list[tuple[bytes
         "config": blob(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json"),
         "layers": layers,
     }
-    answer = requests.put(
+    answer = session.put(
         f"{base}/manifests/{of.replace(':', '-')}.sig",
         data=json.dumps(manifest),
         headers={"Content-Type": OCI},

@@ -98,7 +98,8 @@ class TlsRegistry(Registry):
         self.host = f"192.0.2.{os.getpid() % 254 + 1}"
         subprocess.run(["ip", "address", "replace", f"{self.host}/32", "dev", "lo"], check=True)
         self.authority = Authority(directory)
-        certificate, key = self.authority.issue("registry.test", self.host)
+        # 10.0.2.2 is this host as a machine sees it, for relays on 127.0.0.1.
+        certificate, key = self.authority.issue("registry.test", self.host, "10.0.2.2")
         tls = {"certificate": str(certificate), "key": str(key)}
         super().__init__(directory, self.host, http={"addr": f"{self.host}:0", "tls": tls}, **settings)
 

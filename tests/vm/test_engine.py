@@ -1,0 +1,106 @@
+"""What the agent has from the machine's image and its host: BuildKit's protocol, signatures, the way out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+
+from tests.support import cosign
+from tests.support.cli import Cli, buildx_directory
+from tests.support.images import image as container_image
+from tests.support.machine import MachineEngine
+from tests.support.registry import TlsRegistry
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def engine(
+    image: Path, tls_registry: TlsRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MachineEngine]:
+    """A machine that trusts the registry's authority and has a policy: images of `signed` need a signature."""
+    made = MachineEngine(image)
+    made.config.mkdir()
+    key = tmp_path_factory.mktemp("keys") / "team.pub"
+    key.write_bytes(cosign.public(KEY))
+    demand = {"type": "sigstoreSigned", "keyPath": str(key), "signedIdentity": {"type": "matchRepository"}}
+    accept = {"type": "insecureAcceptAnything"}
+    (made.config / "policy.json").write_text(
+        json.dumps(
+            {
+                "default": [{"type": "reject"}],
+                "transports": {
+                    "docker": {
+                        f"{tls_registry.address}/busybox": [accept],
+                        f"{tls_registry.address}/signed": [demand],
+                    }
+                },
+            }
+        )
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(tls_registry.authority.path))
+        try:
+            made.start()
+            archive = container_image("busybox:latest").archive()
+            made.docker.ok("load", "--quiet", "--input", archive)
+            yield made
+        finally:
+            made.close()
+
+
+KEY = cosign.generate()
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    (tmp_path / "Dockerfile").write_text(
+        "FROM busybox\nRUN --mount=type=cache,target=/c echo built > /f\nCOPY a /a\nCMD cat /f /a\n"
+    )
+    (tmp_path / "a").write_text("copied\n")
+    return tmp_path
+
+
+def test_the_classic_builder(engine: MachineEngine, context: Path) -> None:
+    cli = Cli(engine.docker.command, engine.docker.host, engine.home)
+    cli.env["DOCKER_BUILDKIT"] = "0"
+    cli.ok("build", "-t", "classic", context, timeout=120)
+    assert cli.ok("run", "--rm", "classic") == "built\ncopied"
+
+
+def test_buildx(engine: MachineEngine, context: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.mkdir()
+    (config / "config.json").write_text(json.dumps({"cliPluginsExtraDirs": [str(buildx_directory())]}))
+    cli = Cli(engine.docker.command, engine.docker.host, config)
+    built = cli("build", "--progress", "plain", "-t", "bx", context, timeout=120)
+    assert re.search(r"^#\d+ \[3/3\] COPY a /a", built.err, re.MULTILINE), built
+    assert cli.ok("run", "--rm", "bx") == "built\ncopied"
+    again = cli("build", "--progress", "plain", context, timeout=120)
+    assert len(re.findall(r"^#\d+ CACHED$", again.err, re.MULTILINE)) == 2, again
+
+
+def test_git_is_missed_by_name(engine: MachineEngine) -> None:
+    with pytest.raises(docker.errors.APIError) as caught:
+        engine.client.images.build(path="https://git.invalid/repository.git")
+    assert "cannot fetch a git repository: git is not installed" in str(caught.value)
+
+
+def test_the_hosts_signature_policy(engine: MachineEngine, tls_registry: TlsRegistry) -> None:
+    refused = engine.docker("pull", tls_registry.push(container_image("busybox:latest"), "other:1"))
+    assert "is rejected by policy" in refused.err
+    engine.docker.ok("pull", "--quiet", f"{tls_registry.address}/busybox:latest")
+    reference = tls_registry.push(container_image("busybox:latest"), "signed/busybox:1")
+    unsigned = engine.docker("pull", reference)
+    assert "A signature was required, but no signature exists" in unsigned.err
+    digest = engine.docker.ok("inspect", "-f", "{{index .RepoDigests 0}}", f"{tls_registry.address}/busybox")
+    of = digest.rpartition("@")[2]
+    document = cosign.payload(f"{tls_registry.address}/signed/busybox", of)
+    pair = (document, cosign.signed(KEY, document))
+    cosign.attach(tls_registry.address, "signed/busybox", of, [pair], tls_registry.authority.path)
+    engine.docker.ok("pull", "--quiet", reference)
