@@ -22,6 +22,7 @@ from guest_agent.build.failure import StepFailed
 from guest_agent.build.locks import Locks
 from guest_agent.build.plan import Plan, PlannedStage, make_plan, named_stage
 from guest_agent.build.request import BuildRequest, BuildResult, Listener, StepInfo
+from guest_agent.build.squash import squash
 from guest_agent.build.state import State, of_image
 from guest_agent.build.steps import StageRun, Surroundings, platform_values
 from guest_agent.engine.build_cache import mounts_directory
@@ -247,6 +248,14 @@ class _Build:
             created = state.created or self._around.moment()
             state = changed.with_step(created, f"{' '.join(state.shell)} #(nop)  LABEL {text}", None)
         store = self._engine.images
+        if self._request.squash:
+            view = self._engine.roots.run_path("view")
+            os.makedirs(view, 0o700, exist_ok=True)
+            before = state
+            state = await to_the_end(
+                lambda: squash(store, self._lease, before, view, before.created or self._around.moment()),
+                "build-squash",
+            )
         if not state.history and not state.layers:
             raise InvalidParameter("No image was generated. Is your Dockerfile empty?")
         try:

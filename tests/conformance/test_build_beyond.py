@@ -259,3 +259,62 @@ def test_ids_quiet_and_exit_status(build: Callable[..., Result], tmp_path: Path)
     result = build("FROM busybox\nRUN true > /x\n", "-q", "--iidfile", str(tmp_path / "id"))
     assert (tmp_path / "id").read_text() == result.out.strip()
     assert build("FROM busybox\nRUN exit 7\n").code == 7
+
+
+def test_squash(build: Callable[..., Result], wherry: Cli) -> None:
+    text = (
+        "FROM busybox\nRUN mkdir /d && echo secret > /d/gone && echo 1 > /d/kept && echo a > /etc/made\n"
+        "RUN rm /d/gone && echo 2 >> /d/kept\nRUN rm -r /d && mkdir /d && echo 3 > /d/new && rm /bin/ls\n"
+    )
+    base = json.loads(wherry.ok("image", "inspect", "busybox"))[0]["RootFS"]["Layers"]
+    made = image(build(text, "--squash"))
+    assert len(json.loads(wherry.ok("image", "inspect", made))[0]["RootFS"]["Layers"]) == len(base) + 1
+    look = "cat /d/* /etc/made; find /d /bin/ls; stat -c %a /d"
+    squashed = wherry.ok("run", "--rm", made, "sh", "-c", f"{look} 2>&1")
+    assert squashed == wherry.ok("run", "--rm", image(build(text)), "sh", "-c", f"{look} 2>&1")
+    assert squashed.splitlines()[:2] == ["3", "a"]
+    history = wherry.ok("history", "--no-trunc", "--format", "{{.Comment}}", made).splitlines()
+    assert history[0].startswith("merge sha256:")
+    assert build(text, "--squash").out.count("Using cache") == 3
+
+
+def test_cancel(engine: Engine, loaded: Callable[[str], str]) -> None:
+    loaded("busybox:latest")
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        text = b"FROM busybox\nRUN echo begun; sleep 4711\n"
+        info = tarfile.TarInfo("Dockerfile")
+        info.size = len(text)
+        archive.addfile(info, io.BytesIO(text))
+    api = engine.client.api
+    url = f"{api.base_url}/v1.51/build"
+    said = []
+    with api.post(url, params={"buildid": "mine"}, data=data.getvalue(), stream=True) as answer:
+        for line in answer.iter_lines():
+            said.append(json.loads(line))
+            if said[-1].get("stream") == "begun\n":
+                assert api.post(f"{url}/cancel", params={"id": "mine"}).status_code == 200
+    assert said[-1]["error"] == "build cancelled"
+    eventually(lambda: not sleeping(), what="the step's process ended")
+    assert api.post(f"{url}/cancel", params={"id": "other"}).status_code == 200
+    assert api.post(f"{url}/cancel").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ({"t": "UPPER"}, 400),
+        ({"dockerfile": "../x"}, 400),
+        ({"dockerfile": "none"}, 400),
+        ({"buildargs": "["}, 400),
+        ({"platform": "a/b/c/d"}, 400),
+        ({"remote": "ftp://x"}, 400),
+        ({"outputs": '[{"Type":"local"}]'}, 501),
+        ({"version": "2"}, 501),
+    ],
+)
+def test_requests_that_make_no_sense(engine: Engine, query: dict[str, str], status: int) -> None:
+    api = engine.client.api
+    answer = api.post(f"{api.base_url}/v1.51/build", params=query, data=b"")
+    assert answer.status_code == status, answer.text
+    assert answer.json()["message"]

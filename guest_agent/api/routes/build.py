@@ -63,8 +63,6 @@ class _Routes:
             raise NotSupported(
                 "BuildKit is not served at this address", "Set DOCKER_BUILDKIT=0, or use 'wherry build'."
             )
-        if query.flag("squash"):
-            raise InvalidParameter("squash is only supported with experimental mode")
         _check_outputs(query.get("outputs"))
         tags = [_tag(text) for text in query.all("t") if text]
         settings = _settings(query)
@@ -241,6 +239,7 @@ def _settings(query: Query) -> dict[str, Any]:
         "cache_from": _json(query.get("cachefrom"), list, "cachefrom"),
         "platform": platforms.parse(platform) if platform else None,
         "no_cache": query.flag("nocache"),
+        "squash": query.flag("squash"),
         "pull": query.flag("pull"),
         "host": host,
     }
