@@ -159,3 +159,15 @@ def _entry(builder: tarfile.TarFile, path: str, name: str) -> Iterator[bytes]:
     except OSError as error:
         raise CliError(f"cannot read {path}: {error.strerror}", "or list it in .dockerignore")
     yield bytes(-size % 512)
+
+
+def compressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same, compressed by gzip."""
+    import zlib
+
+    engine = zlib.compressobj(wbits=31)
+    for piece in pieces:
+        packed = engine.compress(piece)
+        if packed:
+            yield packed
+    yield engine.flush()

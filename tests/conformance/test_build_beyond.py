@@ -256,7 +256,7 @@ def test_live_tree(wherry: Cli, loaded: Callable[[str], str], tmp_path: Path) ->
 
 
 def test_ids_quiet_and_exit_status(build: Callable[..., Result], tmp_path: Path) -> None:
-    result = build("FROM busybox\nRUN true > /x\n", "-q", "--iidfile", str(tmp_path / "id"))
+    result = build("FROM busybox\nRUN true > /x\n", "-q", "--compress", "--iidfile", str(tmp_path / "id"))
     assert (tmp_path / "id").read_text() == result.out.strip()
     assert build("FROM busybox\nRUN exit 7\n").code == 7
 

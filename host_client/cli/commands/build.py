@@ -35,6 +35,10 @@ def build(session: Session, parsed: Parsed) -> int:
         body, query["dockerfile"] = context.from_input(parsed["file"])
     else:
         body, query["dockerfile"] = context.from_folder(path, parsed["file"])
+    if parsed["compress"] and body is not None:
+        body = context.compressed(body)
+    if parsed["isolation"] not in ("", "default"):
+        raise CliError(f"invalid isolation {parsed['isolation']}: Linux has only the default one")
     headers = [("Content-Type", "application/x-tar"), *_credentials(session)]
     if parsed["secret"]:
         headers.append(("X-Wherry-Build-Secrets", _secrets(parsed["secret"])))
@@ -193,6 +197,7 @@ BUILD = Command(
         ("build-arg", "", "list", "Set an ARG of the Dockerfile (NAME=value, or NAME to pass it on)"),
         ("cache-from", "", "strings", "Images whose steps may be taken over"),
         ("cgroup-parent", "", "string", "Parent of the control groups of what is run"),
+        ("compress", "", "bool", "Send the context compressed"),
         ("cpu-period", "", "int", "CPU period in microseconds"),
         ("cpu-quota", "", "int", "CPU time per period in microseconds"),
         ("cpu-shares", "c", "int", "CPU weight beside others (1024 is usual)"),
@@ -201,6 +206,7 @@ BUILD = Command(
         ("file", "f", "string", "Dockerfile (default PATH/Dockerfile; - for standard input)"),
         ("force-rm", "", "bool", "Accepted for docker's sake: intermediate containers always go"),
         ("iidfile", "", "string", "Write the image's ID to a file"),
+        ("isolation", "", "string", "Accepted for docker's sake: default is all there is on Linux"),
         ("label", "", "list:label", "Set a label of the image (key=value)"),
         ("load", "", "bool", "Accepted for docker's sake: the image is the engine's in any case"),
         ("memory", "m", "bytes", "Memory limit of what is run (512m)"),
