@@ -209,6 +209,13 @@ def check_host_config(host: HostConfig, limits: dict[str, Any]) -> list[str]:
         )
     for rule in host.device_cgroup_rules or ():
         parse_rule(rule)
+    if limits.get("driver") == "none":
+        for given, what in (
+            (host.cgroup_parent, "cgroup parent"),
+            (host.device_cgroup_rules, "device rules"),
+        ):
+            if given:
+                warnings.append(f"There are no control groups for an engine without root: {what} discarded.")
     for limit in host.ulimits or ():
         if limit.name not in ULIMITS:
             raise InvalidParameter(f"invalid ulimit type: {limit.name}")

@@ -148,11 +148,11 @@ def become(identity: Identity, capabilities: Capabilities) -> None:
         os.setresuid(identity.uid, identity.uid, identity.uid)
         prctl(syscalls.PR_SET_KEEPCAPS, 0)
     except OSError as e:
-        if e.errno == _EINVAL and userns.inside():
+        unknown = _unknown(identity) if e.errno == _EINVAL and userns.inside() else ""
+        if unknown:
             text = (
-                f"unable to setup user: user {identity.uid} or group {identity.gid} is not among the ids "
-                f"that this "
-                "engine without root may use (/etc/subuid, /etc/subgid)"
+                f"unable to setup user: {unknown} that this engine without root may use (/etc/subuid, "
+                "/etc/subgid): usermod --add-subuids and --add-subgids give it more"
             )
             raise StageError("user", _EINVAL, f"error during container init: {text}") from e
         raise in_init("user", "unable to setup user", e) from e
@@ -162,6 +162,18 @@ def become(identity: Identity, capabilities: Capabilities) -> None:
         prctl(syscalls.PR_SET_PDEATHSIG, _SIGKILL)
     except OSError as e:
         raise in_init("capabilities", "unable to apply caps", e) from e
+
+
+def _unknown(identity: Identity) -> str:
+    """The first id that this user namespace does not have, and its range; "" when it has all."""
+    last = userns.last_user()
+    if identity.uid > last:
+        return f"user {identity.uid} is not among the ids 0 to {last}"
+    last = userns.last_group()
+    for group in (identity.gid, *identity.groups):
+        if group > last:
+            return f"group {group} is not among the ids 0 to {last}"
+    return ""
 
 
 def own_stdio(uid: int) -> None:

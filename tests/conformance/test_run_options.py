@@ -171,7 +171,7 @@ def limited(line: str) -> ParameterSet:
     return pytest.param(line, marks=pytest.mark.rootful("control groups") if "--memory-swap" in line else ())
 
 
-@pytest.mark.parametrize("flags", map(limited, ACCEPTED.splitlines()))
+@pytest.mark.parametrize("flags", [limited(line) for line in ACCEPTED.splitlines()])
 def test_accepted(docker: Cli, busybox: str, folder: Path, flags: str) -> None:
     result = docker("run", "--rm", *words(flags, folder, docker), busybox, "true", cwd=folder)
     assert (result.code, result.out, result.err) == (0, "", "")

@@ -58,9 +58,15 @@ def test_files_in_bind_mounts_are_the_users(docker: Cli, user: User) -> None:
 
 
 def test_an_id_that_is_not_the_users_is_refused_and_explained(docker: Cli) -> None:
-    result = docker("run", "--rm", "-u", "700000", BUSYBOX, "true")
-    assert result.code != 0
-    assert "/etc/subuid" in result.err
+    for flags, named in (
+        (("-u", "700000"), "user 700000"),
+        (("-u", "0:700001"), "group 700001"),
+        (("--group-add", "700002"), "group 700002"),
+    ):
+        result = docker("run", "--rm", *flags, BUSYBOX, "true")
+        assert result.code != 0
+        assert f"{named} is not among the ids 0 to 655360" in result.err
+        assert "/etc/subuid" in result.err
 
 
 # What containers are made of
@@ -190,6 +196,8 @@ def test_limits_that_cannot_be_held_are_warned_about(docker: Cli) -> None:
         ("--memory-reservation", "64m"),
         ("--memory-swappiness", "10"),
         ("--blkio-weight", "100"),
+        ("--cgroup-parent", "/elsewhere"),
+        ("--device-cgroup-rule", "c 1:11 rwm"),
     ],
     ids=" ".join,
 )
