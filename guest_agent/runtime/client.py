@@ -222,7 +222,7 @@ class Monitor:
         )
 
     async def kill(self, container_id: str, signal: int, exec_id: str | None = None) -> None:
-        """Sends a signal. NotFound when the process is gone."""
+        """Sends a signal; 0 only asks whether the process is there. NotFound when it is gone."""
         await self._ask({"op": "kill", "id": container_id, "exec_id": exec_id, "signal": signal})
 
     async def forget(self, container_id: str, exec_id: str | None = None) -> None:
