@@ -16,6 +16,7 @@ import socket
 import sqlite3
 import sys
 import time
+import warnings
 from contextlib import ExitStack
 
 from guest_agent import __version__
@@ -45,12 +46,23 @@ Options (the same as keys in a daemon.json given by --config):
 """
 
 
+def without_charset_detection() -> None:
+    """Keeps `requests` from loading what guesses the encoding of texts, 3 MB for good: nobody asks it to.
+
+    Without, it takes texts of unknown encoding for UTF-8 (since its release 2.32.0).
+    """
+    for name in ("chardet", "charset_normalizer"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # "not there" to an import statement
+    warnings.filterwarnings("ignore", "Unable to find acceptable character detection dependency")
+
+
 def main(arguments: list[str]) -> int:
     """`serve` of the agent's command line; returns the exit status."""
     if "--help" in arguments or "-h" in arguments:
         print(USAGE + usage())
         return 0
     keep_small()
+    without_charset_detection()
     gc.disable()  # what is made while loading lives as long as we do
     try:
         values, others = parse_options(arguments)

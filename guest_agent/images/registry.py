@@ -1,6 +1,6 @@
 """A client of one registry API (OCI distribution-spec) at one endpoint, on `requests`. Blocking, for threads.
 
-Imported only while something is fetched: `requests` costs a quarter of a second and fifteen megabytes.
+Imported only while something is fetched: `requests` costs a quarter of a second and some megabytes.
 Error texts are those of the Docker daemon and of Go's net/http, which clients match on.
 """
 
