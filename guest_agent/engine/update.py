@@ -135,7 +135,7 @@ async def rename(engine: Engine, container: Container, new_name: str) -> None:
         raise InvalidParameter("Renaming a container with the same name as its current name")
     async with container.lock:
         try:
-            bare = engine.containers.reserve_name(name, container.id)
+            bare = engine.containers.reserve_name("/" + name.removeprefix("/"), container.id)
         except EngineError as error:
             raise type(error)(f"Error when allocating new name: {error.message}", error.hint)
         old = container.name

@@ -146,6 +146,8 @@ def test_rename(docker: Cli, busybox: str) -> None:
     result = docker("rename", "before", "after")
     assert result.code == 1
     assert 'Conflict. The container name "/after" is already in use' in result.err
+    result = docker("rename", "before", "a b")
+    assert "Error when allocating new name: Invalid container name (/a b), only [a-zA-Z0-9]" in result.err
 
 
 # remove
