@@ -16,6 +16,9 @@ from .container import Record
 from .container_config import ContainerConfig, LogConfig
 from .units import human_size, ram_in_bytes
 
+_DRIVERS_OF_DOCKER = frozenset(
+    ("awslogs", "etwlogs", "fluentd", "gcplogs", "gelf", "journald", "splunk", "syslog")
+)
 _JSON_FILE_OPTIONS = frozenset(
     ("max-file", "max-size", "compress", "env", "env-regex", "labels", "labels-regex", "tag")
 )
@@ -49,9 +52,13 @@ def settle_log_config(wanted: LogConfig, config: Config) -> LogConfig:
         except ValueError as error:
             raise InvalidParameter(f"logger: error parsing option max-buffer-size: {error}")
     if kind not in ("json-file", "local"):
-        raise InvalidParameter(
-            f"logger: no log driver named '{kind}' is registered", hint="Use json-file, local or none."
+        # A name of none of Docker's own drivers is that of a plugin.
+        text = (
+            f"logger: no log driver named '{kind}' is registered"
+            if kind in _DRIVERS_OF_DOCKER
+            else f'error looking up logging plugin {kind}: plugin "{kind}" not found'
         )
+        raise InvalidParameter(text, hint="Use json-file, local or none.")
     known = _JSON_FILE_OPTIONS if kind == "json-file" else _LOCAL_OPTIONS
     for option in options:
         if option not in known | _DELIVERY_OPTIONS:

@@ -319,6 +319,7 @@ def test_the_local_driver_rotates_by_itself() -> None:
     [
         (LogConfig("json-file", {"tag": "{{.Odd}}"}), "invalid log tag: {{.Odd}} is not a field"),
         (LogConfig("syslog"), "logger: no log driver named 'syslog' is registered"),
+        (LogConfig("odd"), 'error looking up logging plugin odd: plugin "odd" not found'),
         (LogConfig("local", {"tag": "x"}), "unknown log opt 'tag' for log driver local"),
         (LogConfig("local", {"max-size": "x"}), "invalid size: 'x'"),
         (
