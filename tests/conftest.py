@@ -31,6 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run tests/conformance against this Docker engine, to check the tests themselves",
     )
     parser.addoption(
+        "--kills",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often tests/chaos takes a virtual machine's power",
+    )
+    parser.addoption(
         "--machine",
         action="store_true",
         help="run tests/conformance through a virtual machine, but what looks at this computer's own kernel",
