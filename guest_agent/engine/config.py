@@ -88,7 +88,7 @@ class Config:
     storage_opts: list[str] = _setting(
         [], "overlay2.size=SIZE: what a container may write, where there are project quotas", "storage-opt"
     )
-    log_driver: str = _setting("json-file", "json-file, local or none")
+    log_driver: str = _setting("json-file", "json-file, local, syslog, journald, gelf, fluentd or none")
     log_opts: dict[str, str] = _setting({}, "KEY=VALUE, such as max-size=10m", "log-opt")
 
 

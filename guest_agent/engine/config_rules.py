@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from guest_agent.engine.log_drivers import DRIVERS
+
 from .units import ram_in_bytes
 
 _DOMAIN = re.compile(r"\.|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
@@ -107,7 +109,7 @@ _RULES: dict[str, Callable[[Any], object]] = {
     "insecure_registries": _insecure,
     "ip": ipaddress.ip_address,
     "labels": _label,
-    "log_driver": _one_of("json-file", "local", "none"),
+    "log_driver": _one_of(*DRIVERS),
     "max_concurrent_downloads": _at_least(0),
     "max_download_attempts": _at_least(1),
     "mtu": _at_least(0),

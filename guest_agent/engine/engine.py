@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from guest_agent.delivery.client import Delivery
 from guest_agent.engine import restore
 from guest_agent.engine.config import Config
 from guest_agent.engine.config_rules import storage_size
@@ -53,6 +54,7 @@ class Engine:
         self.volumes = Volumes(roots, self._store, self.events)
         self.networks = Networks(self)
         self.unlisted = Unlisted()
+        self.delivery = Delivery(roots)
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self, monitor: Begun | None = None) -> None:
@@ -78,4 +80,5 @@ class Engine:
         """Lets go of the containers and closes what is open; no request may be under way any more."""
         await restore.let_go(self)
         await self.networks.close()
+        await self.delivery.close()
         self._store.close()

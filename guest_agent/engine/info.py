@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from guest_agent import __version__
+from guest_agent.engine.log_drivers import FILES, REMOTE
 from guest_agent.engine.state import rfc3339
 from guest_agent.images import platforms
 from guest_agent.kernel import userns
@@ -95,9 +96,9 @@ def describe(engine: Engine, api: tuple[int, int]) -> dict[str, Any]:
         "DriverStatus": _driver_status(engine.roots.data),
         "Plugins": {
             "Volume": ["local"],
-            "Network": ["bridge", "host", "null"],
+            "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],
             "Authorization": None,
-            "Log": ["json-file", "local"],
+            "Log": sorted((*FILES, *REMOTE)),
         },
         "MemoryLimit": limits["memory_limit"],
         "SwapLimit": limits["swap_limit"],

@@ -25,7 +25,7 @@ from .container_config import PortBinding as DockerPortBinding
 from .create import endpoint_config, root_of
 from .host import facts
 from .links import link_environment
-from .log_config import log_spec, tag_values
+from .log_config import delivery, log_spec, tag_values
 from .mountinfo import propagation_of
 from .mounts import DEFAULT_PROPAGATION
 from .security import UNCONFINED, SecurityOptions, engine_profile, parse_security_options
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def log_path(engine: Engine, container: Container) -> str:
-    """The json-file log of a container."""
+    """The log of a container, whichever the driver; its older parts are beside it."""
     return engine.roots.data_path("containers", container.id, f"{container.id}-json.log")
 
 
@@ -90,10 +90,13 @@ async def prepare(engine: Engine, container: Container) -> Launch:
     for point in record.mounts:
         if point.type != "tmpfs":
             around.binds.append(await _bind(engine, container, point))
+    path = log_path(engine, container)
     spec = oci_config(record, security, around)
     filter = _seccomp(engine, container, security)
     if filter is not None:
         spec["linux"]["seccomp"] = filter
+    if (sent := delivery(record, path)) is not None:
+        await engine.delivery.add(sent)
     return Launch(
         id=record.id,
         config=spec,
@@ -102,7 +105,7 @@ async def prepare(engine: Engine, container: Container) -> Launch:
             tty=config.tty,
             open_stdin=config.open_stdin,
             stdin_once=config.stdin_once,
-            log=log_spec(host.log_config, config, log_path(engine, container), tag_values(record)),
+            log=log_spec(host.log_config, config, path, tag_values(record)),
             console_size=host.console_size,
         ),
         exit_path=exit_path(engine, container),

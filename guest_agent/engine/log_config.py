@@ -1,34 +1,25 @@
-"""Log drivers and their options: json-file, local and none; others are refused by name.
-
-`local` has its own defaults and no path for others to read at. Its format is the engine's own business; here
-it is json-file's.
-"""
+"""What a container's log is to be: from driver and options to what the monitor and the sender are told."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from guest_agent.errors import InvalidParameter
+from guest_agent.errors import InternalError, InvalidParameter
 from guest_agent.runtime.types import LogSpec
 
+from . import log_drivers
 from .config import Config
 from .container import Record
 from .container_config import ContainerConfig, LogConfig
 from .units import human_size, ram_in_bytes
 
-_DRIVERS_OF_DOCKER = frozenset(
-    ("awslogs", "etwlogs", "fluentd", "gcplogs", "gelf", "journald", "splunk", "syslog")
-)
-_JSON_FILE_OPTIONS = frozenset(
-    ("max-file", "max-size", "compress", "env", "env-regex", "labels", "labels-regex", "tag")
-)
-_LOCAL_OPTIONS = frozenset(("max-file", "max-size", "compress"))
-_LOCAL_DEFAULTS = {"max-file": "5", "max-size": "20m", "compress": "true"}
-# How output is handed to the driver. Ours neither holds a process up longer than its file takes nor drops
-# anything, which is within what either mode promises.
-_DELIVERY_OPTIONS = frozenset(("mode", "max-buffer-size"))
 TAG_FIELDS = ("ID", "FullID", "Name", "ImageID", "ImageFullID", "ImageName", "DaemonName")
+DEFAULT_TAG = "{{.ID}}"
 _TAG_FIELD = re.compile(r"\{\{\s*\.?([^{}]*?)\s*\}\}")
+# dockerd's for its driver `local`, and for the cache that drivers have which send logs on.
+_LOCAL_SIZE, _LOCAL_FILES = 20_000_000, 5
+_BUFFER = 1 << 20  # what may wait in non-blocking mode
 
 
 def settle_log_config(wanted: LogConfig, config: Config) -> LogConfig:
@@ -39,36 +30,20 @@ def settle_log_config(wanted: LogConfig, config: Config) -> LogConfig:
         options = {**config.log_opts, **options}
     if kind == "none":
         return LogConfig(kind, options)
-    if options.get("mode", "") not in ("", "blocking", "non-blocking"):
-        raise InvalidParameter(f"logger: logging mode not supported: {options['mode']}")
-    if "max-buffer-size" in options:
-        if options.get("mode") != "non-blocking":
-            raise InvalidParameter(
-                "logger: max-buffer-size option is only supported with 'mode=non-blocking'",
-                hint="Leave it out.",
-            )
-        try:
-            ram_in_bytes(options["max-buffer-size"])
-        except ValueError as error:
-            raise InvalidParameter(f"logger: error parsing option max-buffer-size: {error}")
-    if kind not in ("json-file", "local"):
-        # A name of none of Docker's own drivers is that of a plugin.
-        text = (
-            f"logger: no log driver named '{kind}' is registered"
-            if kind in _DRIVERS_OF_DOCKER
-            else f'error looking up logging plugin {kind}: plugin "{kind}" not found'
-        )
-        raise InvalidParameter(text, hint="Use json-file, local or none.")
-    known = _JSON_FILE_OPTIONS if kind == "json-file" else _LOCAL_OPTIONS
-    for option in options:
-        if option not in known | _DELIVERY_OPTIONS:
-            raise InvalidParameter(
-                f"unknown log opt '{option}' for "
-                + ("json-file log driver" if kind == "json-file" else "log driver local")
-            )
+    log_drivers.check(kind, options)
     result = LogConfig(kind, options)
-    log_spec(result, ContainerConfig(), "", dict.fromkeys(TAG_FIELDS, ""))  # finds what makes no sense
+    tags = dict.fromkeys(TAG_FIELDS, "")
+    if kind in log_drivers.REMOTE:
+        _tag(options.get("tag") or DEFAULT_TAG, tags)
+    log_spec(result, ContainerConfig(), "", tags)  # finds what makes no sense
     return result
+
+
+def readable(log: LogConfig) -> bool:
+    """Whether `logs` can show what was logged."""
+    if log.type in log_drivers.FILES:
+        return True
+    return log.type != "none" and not log_drivers.flag((log.config or {}).get("cache-disabled") or "false")
 
 
 def tag_values(record: Record) -> dict[str, str]:
@@ -83,30 +58,88 @@ def log_spec(log: LogConfig, config: ContainerConfig, path: str, tags: dict[str,
 
     `tags` are `tag_values` of the container.
     """
-    if log.type == "none":
-        return None
-    options = (_LOCAL_DEFAULTS if log.type == "local" else {}) | (log.config or {})
-    max_size, max_files = -1, 1
-    if "max-size" in options:
-        max_size = _bytes(options["max-size"])
-        if max_size <= 0:
-            raise InvalidParameter("max-size must be a positive number")
-    if "max-file" in options:
-        try:
-            max_files = int(options["max-file"])
-        except ValueError:
-            raise InvalidParameter(f'max-file: "{options["max-file"]}" is not a number')
-        if max_files < 1:
-            raise InvalidParameter("max-file cannot be less than 1")
-    compress = options.get("compress", "false").lower()
-    if compress not in ("true", "false", "1", "0", "t", "f"):
-        raise InvalidParameter(f'compress: "{compress}" is neither true nor false')
-    if compress in ("true", "1", "t") and (max_files == 1 or max_size == -1):
-        raise InvalidParameter("compress cannot be true when max-file is less than 2 or max-size is not set")
+    options = log.config or {}
+    match log.type:
+        case "none":
+            return None
+        case "json-file":
+            size, files, compress = _rotation(options, "", -1, 1, False)
+        case "local":
+            size, files, compress = _rotation(options, "", _LOCAL_SIZE, _LOCAL_FILES, True)
+        case _:
+            size, files, compress = _rotation(options, "cache-", _LOCAL_SIZE, _LOCAL_FILES, True)
+    if compress and (files == 1 or size == -1):
+        if log.type == "json-file":
+            raise InvalidParameter(
+                "compress cannot be true when max-file is less than 2 or max-size is not set"
+            )
+        raise InvalidParameter(
+            "compression cannot be enabled when max file count is 1", "Add compress=false."
+        )
     attributes = _attributes(options, config)
     if options.get("tag"):
         attributes["tag"] = _tag(options["tag"], tags)
-    return LogSpec(path, max_size, max_files, compress in ("true", "1", "t"), attributes)
+    return LogSpec(path, size, files, compress, attributes)
+
+
+def _rotation(
+    options: dict[str, str], prefix: str, max_size: int, max_files: int, compress: bool
+) -> tuple[int, int, bool]:
+    name = f"{prefix}max-size"
+    if name in options:
+        try:
+            max_size = human_size(options[name])
+        except ValueError as error:
+            raise InvalidParameter(str(error))
+        if max_size <= 0:
+            raise InvalidParameter(f"{name} must be a positive number")
+    name = f"{prefix}max-file"
+    if name in options:
+        try:
+            max_files = int(options[name])
+        except ValueError:
+            raise InvalidParameter(f'{name}: "{options[name]}" is not a number')
+        if max_files < 1:
+            raise InvalidParameter(f"{name} cannot be less than 1")
+    name = f"{prefix}compress"
+    if name in options:
+        try:
+            compress = log_drivers.flag(options[name])
+        except ValueError:
+            raise InvalidParameter(f'{name}: "{options[name]}" is neither true nor false')
+    return max_size, max_files, compress
+
+
+def delivery(record: Record, path: str) -> dict[str, Any] | None:
+    """What the sender is told of a container, None when its log stays here. Raises InternalError."""
+    log, config = record.host_config.log_config, record.config
+    if log.type not in log_drivers.REMOTE:
+        return None
+    options = log.config or {}
+    keep = None
+    if options.get("mode") == "non-blocking":
+        buffer = options.get("max-buffer-size")
+        keep = ram_in_bytes(buffer) if buffer else _BUFFER
+    try:
+        return {
+            "id": record.id,
+            "driver": log.type,
+            "path": path,
+            "options": options,
+            "keep": keep,
+            "name": record.name,
+            "image_id": record.image_id,
+            "image_name": config.image,
+            "command": " ".join([record.path, *record.args]),
+            "created": record.created,
+            "tag": _tag(options.get("tag") or DEFAULT_TAG, tag_values(record)),
+            "extra": _attributes(options, config),
+        }
+    except InvalidParameter as error:
+        raise InternalError(
+            f"failed to create task for container: failed to initialize logging driver: {error.message}",
+            error.hint,
+        )
 
 
 def _tag(template: str, values: dict[str, str]) -> str:
@@ -121,13 +154,6 @@ def _tag(template: str, values: dict[str, str]) -> str:
         return values[name]
 
     return _TAG_FIELD.sub(fill, template)
-
-
-def _bytes(text: str) -> int:
-    try:
-        return human_size(text)
-    except ValueError as error:
-        raise InvalidParameter(str(error))
 
 
 def _attributes(options: dict[str, str], config: ContainerConfig) -> dict[str, str]:

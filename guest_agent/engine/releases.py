@@ -55,6 +55,7 @@ class Releases:
 
 async def disconnect(engine: Engine, container: Container) -> None:
     """Gives addresses, ports and volumes back; whoever hears of the container's end can have them."""
+    await engine.delivery.end(container.id)
     try:
         await engine.networks.release(container.id)
     except EngineError as error:

@@ -24,6 +24,7 @@ from guest_agent.runtime.types import Exit, Running
 from . import execs, health, host_mounts, launch, lifecycle, pausing, removal, signalling, signals
 from .container_config import shared_container
 from .create import root_of, storage_size
+from .log_config import delivery
 from .restart import starts_with_agent
 
 if TYPE_CHECKING:
@@ -111,6 +112,9 @@ async def take_over(engine: Engine, begun: Begun | None = None) -> None:
     running = engine.monitor.running()
     alive = {id: each for id, each in running.items() if each.exit is None}
     await engine.networks.start([SandboxState(id, each.pid) for id, each in alive.items()])
+    logged = [each for id in alive if (each := containers.find(id)) is not None]
+    sent = [delivery(container.record, launch.log_path(engine, container)) for container in logged]
+    await engine.delivery.start([spec for spec in sent if spec is not None])
     for id in running:
         if containers.find(id) is None:
             await _drop(engine, id, running[id])

@@ -42,7 +42,7 @@ FLAG_VALUES: dict[str, str | tuple[str, ...]] = {
     "pull": ("always", "missing", "never"),
     "restart": ("no", "always", "unless-stopped", "on-failure"),
     "type": ("container", "image", "network", "volume"),
-    "log-driver": ("json-file", "none"),
+    "log-driver": ("json-file", "local", "syslog", "journald", "gelf", "fluentd", "none"),
     "cgroupns": ("host", "private"),
     "format": ("table", "json", "pretty"),
 }

@@ -128,7 +128,7 @@ WRONG = (
     ("insecure-registry", "insecure-registries", "10.0.0.0/x"),
     ("ip", "ip", "x"),
     ("label", "labels", "novalue"),
-    ("log-driver", "log-driver", "syslog"),
+    ("log-driver", "log-driver", "splunk"),
     ("max-download-attempts", "max-download-attempts", 0),
     ("mtu", "mtu", -5),
     ("registry-mirror", "registry-mirrors", "ftp://mirror.example"),

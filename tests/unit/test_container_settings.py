@@ -318,7 +318,7 @@ def test_the_local_driver_rotates_by_itself() -> None:
     ("log", "text"),
     [
         (LogConfig("json-file", {"tag": "{{.Odd}}"}), "invalid log tag: {{.Odd}} is not a field"),
-        (LogConfig("syslog"), "logger: no log driver named 'syslog' is registered"),
+        (LogConfig("splunk"), "logger: no log driver named 'splunk' is registered"),
         (LogConfig("odd"), 'error looking up logging plugin odd: plugin "odd" not found'),
         (LogConfig("local", {"tag": "x"}), "unknown log opt 'tag' for log driver local"),
         (LogConfig("local", {"max-size": "x"}), "invalid size: 'x'"),
@@ -328,7 +328,7 @@ def test_the_local_driver_rotates_by_itself() -> None:
         ),
         (
             LogConfig("json-file", {"mode": "non-blocking", "max-buffer-size": "x"}),
-            "logger: error parsing option max-buffer-size: invalid size: 'x'",
+            "error parsing option max-buffer-size: invalid size: 'x'",
         ),
         (LogConfig("json-file", {"mode": "odd"}), "logger: logging mode not supported: odd"),
         (LogConfig("json-file", {"odd": "1"}), "unknown log opt 'odd' for json-file log driver"),

@@ -8,6 +8,7 @@ from guest_agent.engine import logs
 from guest_agent.engine.container import Container
 from guest_agent.engine.engine import Engine
 from guest_agent.engine.launch import log_path
+from guest_agent.engine.log_config import readable
 from guest_agent.engine.logs import Selection
 from guest_agent.engine.timestamps import parse_timestamp
 from guest_agent.engine.wait import NEXT_EXIT
@@ -24,7 +25,7 @@ def register(router: Router, engine: Engine) -> None:
             raise InvalidParameter("Bad parameters: you must choose at least one stream")
         if container.removing or container.state.dead:
             raise Conflict("can not get logs from container which is dead or marked for removal")
-        if container.host_config.log_config.type == "none":
+        if not readable(container.host_config.log_config):
             raise NotSupported("configured logging driver does not support reading")
         tty = container.config.tty
         selection = Selection(
