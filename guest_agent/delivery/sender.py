@@ -45,7 +45,7 @@ class Log(threading.Thread):
         self._place = place
         self._adopted = bool(spec.get("adopted"))
         self._target: Target = make(spec)
-        self._spool = Spool(spec["path"], place, spec["keep"])
+        self._spool = Spool(spec["path"], place, spec["keep"], spec["most"])
         self._reader = Reader()
         self._answer: Answer | None = answer
         self._done = done
@@ -111,10 +111,9 @@ class Log(threading.Thread):
             self._changed.clear()
             ending = bool(self._ending)
             lines = self._spool.read()
-            if lines:
-                self._deliver(lines)
+            if lines and self._deliver(lines):
                 self._spool.commit()
-            elif ending:
+            elif lines or ending:
                 with self._lock:
                     self._over = bool(self._ending)
                 if self._over:
@@ -123,8 +122,11 @@ class Log(threading.Thread):
             elif self._changed.wait(_LOOK_SECONDS) and not self._ending:
                 time.sleep(_SPARE_SECONDS)
 
-    def _deliver(self, lines: list[bytes]) -> None:
-        """Send entries; give up those that cannot be sent when the retries are used up."""
+    def _deliver(self, lines: list[bytes]) -> bool:
+        """Send entries; give up those that cannot be sent when the retries are used up.
+
+        False: the container has ended, and its time to be sent is over.
+        """
         entries = self._reader.entries(lines)
         retries = self._target.retries
         failures, wait = 0, retries.wait
@@ -144,12 +146,15 @@ class Log(threading.Thread):
                 failures += 1
                 if failures == 1:
                     complain(f"log of {self.id} cannot be sent: {error}")
-                spent = retries.times is not None and failures > retries.times
-                if spent or (self._ending and time.monotonic() > self._ending):
+                if self._ending and time.monotonic() > self._ending:
+                    complain(f"log of {self.id}: its end is given up")
+                    return False
+                if retries.times is not None and failures > retries.times:
                     complain(f"log of {self.id}: {len(entries)} entries are given up")
-                    return
+                    return True
                 self._pause(wait)
                 wait = min(wait * retries.factor, retries.longest)
+        return True
 
     def _pause(self, seconds: float) -> None:
         """Wait, but for an ending no longer than it lasts."""

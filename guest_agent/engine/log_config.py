@@ -116,17 +116,21 @@ def delivery(record: Record, path: str) -> dict[str, Any] | None:
     if log.type not in log_drivers.REMOTE:
         return None
     options = log.config or {}
-    keep = None
-    if options.get("mode") == "non-blocking":
-        buffer = options.get("max-buffer-size")
-        keep = ram_in_bytes(buffer) if buffer else _BUFFER
+    most = None
+    if options.get("fluentd-buffer-limit") and log_drivers.flag(options.get("fluentd-async") or "false"):
+        most = ram_in_bytes(options["fluentd-buffer-limit"]) or None  # dockerd reads it as a size, too
     try:
+        size, files, _ = _rotation(options, "cache-", _LOCAL_SIZE, _LOCAL_FILES, True)
+        keep = size * files
+        if options.get("mode") == "non-blocking":
+            keep = ram_in_bytes(options.get("max-buffer-size") or "0") or _BUFFER
         return {
             "id": record.id,
             "driver": log.type,
             "path": path,
             "options": options,
             "keep": keep,
+            "most": most,
             "name": record.name,
             "image_id": record.image_id,
             "image_name": config.image,

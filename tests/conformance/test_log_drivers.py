@@ -87,6 +87,8 @@ class Receiver:
 
     def close(self) -> None:
         self.hang_up()
+        with suppress(OSError):  # datagrams: not connected; but who waits for one is woken
+            self.socket.shutdown(socket.SHUT_RDWR)  # else it listens as long as a thread accepts
         self.socket.close()
 
     @property
@@ -350,6 +352,24 @@ def test_fluentd_later(docker: Cli, busybox: str, receive: Callable[..., Receive
     assert len(first["log"]) + len(last["log"]) == 30000
 
 
+def test_fluentd_buffer_limit(
+    docker: Cli, busybox: str, receive: Callable[..., Receiver], tmp_path: Path
+) -> None:
+    """So many entries wait for who is not there, beside those that are being sent; the newest are kept."""
+    path = str(tmp_path / "fluent")
+    words = [f"fluentd-address=unix://{path}", "fluentd-async=true", "fluentd-retry-wait=100ms"]
+    options = [word for option in (*words, "fluentd-buffer-limit=5") for word in ("--log-opt", option)]
+    script = "echo 0; sleep 1; seq 1 20; sleep 5"
+    docker.ok(
+        *("run", "-d", "--name", "one", "--log-driver", "fluentd", *options, busybox, "sh", "-c", script)
+    )
+    eventually(lambda: docker.ok("logs", "one").endswith("20"))
+    server = receive("unix", path)
+    eventually(lambda: unpacked(server.data) and unpacked(server.data)[-1][2]["log"] == "20")
+    assert [each[2]["log"] for each in unpacked(server.data)] == ["0", "16", "17", "18", "19", "20"]
+    assert docker.ok("logs", "one").splitlines() == [str(number) for number in range(21)]
+
+
 # --- how it is sent
 
 
@@ -420,6 +440,7 @@ def test_agents_and_senders_come_and_go(own_engine: OurEngine, receive: Callable
     eventually(lambda: len(server.lines) > count + 20)
     assert _sender(own_engine) != sender
     docker.ok("rm", "-f", "one")
+    eventually(lambda: not os.listdir(own_engine.run / "sent"))  # the sender has no more to send
     numbers = [int(line.split()[-1]) for line in server.lines]
     assert sorted(set(numbers)) == list(range(len(set(numbers))))  # none is missing
 

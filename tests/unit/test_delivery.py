@@ -211,6 +211,78 @@ def test_spool_passes_over_what_is_too_much(tmp_path: Path, rotations: int) -> N
     spool.close()
 
 
+@pytest.mark.parametrize("rotations", [0, 1, 2])
+def test_spool_passes_over_entries(tmp_path: Path, rotations: int) -> None:
+    """`most` of them wait at any time, however they come; so it does after some have been sent."""
+    writer = Writer(tmp_path)
+    spool = Spool(str(writer.path), str(tmp_path / "place"), keep=100_000, most=100)
+    for round in range(2):
+        for number in range(300):
+            writer.write(f"{round}-{number}")
+            if rotations and number % (200 // rotations) == 150 // rotations:
+                writer.rotate()
+                spool.look()
+        assert everything(spool) == [f"{round}-{number}" for number in range(200, 300)]
+    writer.write("next")
+    with writer.path.open("a") as file:
+        file.write("ha")
+    assert everything(spool) == ["next"]
+    with writer.path.open("a") as file:
+        file.write("lf\n")
+        file.write("".join(f"{number}\n" for number in range(99)))
+    assert everything(spool) == ["half", *map(str, range(99))]
+    spool.close()
+
+
+@given(
+    most=st.integers(1, 5),
+    steps=st.lists(st.sampled_from(["write", "half", "read", "rotate", "truncate"]), max_size=30),
+)
+def test_spool_gives_up_the_oldest_only(
+    tmp_path_factory: pytest.TempPathFactory, most: int, steps: list[str]
+) -> None:
+    """What is given out is in order, and is what came last."""
+    writer = Writer(tmp_path_factory.mktemp("spool"))
+    spool = Spool(str(writer.path), str(writer.path.parent / "place"), most=most)
+    written, number, open_line = list[str](), 0, ""
+    for step in [*steps, "write", "read"]:
+        match step:
+            case "write":
+                with writer.path.open("a") as file:
+                    file.write(f"{number}\n")
+                written.append(f"{open_line}{number}")
+                open_line, number = "", number + 1
+            case "half":
+                with writer.path.open("a") as file:
+                    file.write("x")
+                open_line += "x"
+            case "read":
+                assert everything(spool) == written[-most:]
+                spool.commit()
+                written.clear()
+            case "rotate" if not open_line:  # the monitor rotates between entries
+                writer.rotate()
+                spool.look()
+            case "truncate" if not open_line and not written:
+                os.truncate(writer.path, 0)
+                assert spool.read() == []
+    spool.close()
+
+
+def test_spool_lets_go_of_files_that_are_too_much(tmp_path: Path) -> None:
+    """A receiver that is gone must not keep the space of files that have been deleted since."""
+    writer = Writer(tmp_path)
+    spool = Spool(str(writer.path), str(tmp_path / "place"), keep=1000)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        writer.write("x" * 400)
+        writer.rotate()
+        spool.look()
+        (tmp_path / "log.3").unlink(missing_ok=True)
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+    spool.close()
+
+
 def fields(data: bytes) -> dict[str, str]:
     """A datagram of the journal's native protocol, taken apart."""
     found: dict[str, str] = {}
