@@ -257,7 +257,7 @@ class NetworkManager:
             await self._publish(request, sandbox)
             if any(not network.predefined for network, _ in memberships):
                 await self._resolvers.open(sandbox, fd, self._names.resolver(request, sandbox))
-                await self._tell_names(sandbox.endpoints)
+                await self._tell_change(sandbox.endpoints.values(), joined=True)
             if sandbox.published:
                 self._files.save(self._records[request.container_id])
         except BaseException:
@@ -270,6 +270,12 @@ class NetworkManager:
         for network in [item for item in self._definitions.networks.values() if item.name in set(names)]:
             if not network.predefined:
                 await self._resolvers.tell(network, [endpoint for _, endpoint in self.connected(network)])
+
+    async def _tell_change(self, endpoints: Iterable[Endpoint], joined: bool) -> None:
+        """Tell the resolvers of those who came or went only: a network may have a thousand others."""
+        for endpoint in endpoints:
+            if endpoint.network not in PREDEFINED and not await self._resolvers.change(endpoint, joined):
+                await self._tell_names([endpoint.network])
 
     def _sandbox_of(
         self, request: SandboxRequest, memberships: list[Membership], wires: list[Wire], path: str
@@ -409,7 +415,7 @@ class NetworkManager:
             await self._publisher.unpublish(container_id)
             if self._resolvers.has(container_id):
                 await self._resolvers.close(container_id)
-                await self._tell_names(record.sandbox.endpoints)
+                await self._tell_change(record.sandbox.endpoints.values(), joined=False)
             if fd is not None:
                 await self._connector.leave(fd, record.sandbox.endpoints.values())
         finally:

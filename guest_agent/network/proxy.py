@@ -23,6 +23,8 @@ list.
     unresolve KEY                   stop that
     resolvers                       `ok KEY …`
     zone ID NAME [NAME[,NAME…]=ADDRESS[,ADDRESS…] …]     who is on a network; addresses as packed hexadecimal
+    join ID NAME[,NAME…]=ADDRESS[,ADDRESS…]     one more is on it; `error ENOENT` for an unknown network
+    leave ID NAME[,NAME…]=ADDRESS[,ADDRESS…]    and no more
     unzone ID                       the network is gone
     watch                           hear of `answers KEY PORT` when a container first takes a connection
     end                             end the process, if it has nothing to do; `ok`, or `error EBUSY`
@@ -150,6 +152,11 @@ class Server(Handler):
                 from guest_agent.network.zones import Zone
 
                 self.zones[key] = Zone(text(name), [group(word) for word in groups])
+                return "ok"
+            case ["join" | "leave" as change, key, word]:
+                if (zone := self.zones.get(key)) is None:
+                    return f"error {errno.ENOENT}"
+                (zone.join if change == "join" else zone.leave)(group(word))
                 return "ok"
             case ["unzone", key]:
                 self.zones.pop(key, None)

@@ -70,18 +70,26 @@ class Resolvers:
 
     async def tell(self, network: Network, endpoints: Iterable[Endpoint]) -> None:
         """Say who is on a network now."""
-        groups = []
-        for endpoint in endpoints:
-            addresses = [text for text in (endpoint.ipv4_address, endpoint.ipv6_address) if text]
-            packed = _list(ipaddress.ip_address(text).packed.hex() for text in addresses)
-            if endpoint.dns_names:
-                groups.append(f"{_list(map(_hex, endpoint.dns_names))}={packed}")
+        groups = [_group(endpoint) for endpoint in endpoints if endpoint.dns_names]
         await self._proxy.request(["zone", network.id, _hex(network.name), *groups])
+
+    async def change(self, endpoint: Endpoint, joined: bool) -> bool:
+        """Say that one has come to a network, or gone; False when all who are there must be told instead."""
+        if not endpoint.dns_names:
+            return True
+        verb = "join" if joined else "leave"
+        return (await self._proxy.request([verb, endpoint.network_id, _group(endpoint)]))[0] == "ok"
 
     async def forget(self, network: Network) -> None:
         """Say that a network is gone."""
         if self._proxy.running():
             await self._proxy.request(["unzone", network.id])
+
+
+def _group(endpoint: Endpoint) -> str:
+    addresses = [text for text in (endpoint.ipv4_address, endpoint.ipv6_address) if text]
+    packed = _list(ipaddress.ip_address(text).packed.hex() for text in addresses)
+    return f"{_list(map(_hex, endpoint.dns_names))}={packed}"
 
 
 def _lead_to(udp: int, tcp: int) -> None:

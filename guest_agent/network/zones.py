@@ -10,21 +10,45 @@ class Zone:
 
     def __init__(self, name: str, groups: list[Group]) -> None:
         self.name = name
-        self._addresses: dict[str, list[bytes]] = {}
-        self._names: dict[bytes, str] = {}
-        for names, addresses in groups:
-            for each in names:
-                self._addresses.setdefault(each.lower(), []).extend(addresses)
-            for address in addresses:
-                self._names.setdefault(address, f"{names[0]}.{name}")
+        # Of each name and address the groups that have it, in their order.
+        self._named: dict[str, list[Group]] = {}
+        self._at: dict[bytes, list[Group]] = {}
+        for group in groups:
+            self.join(group)
+
+    def join(self, group: Group) -> None:
+        """A container has come, if it is not there."""
+        names, addresses = group
+        for name in names:
+            if group not in (found := self._named.setdefault(name.lower(), [])):
+                found.append(group)
+        for address in addresses:
+            if group not in (there := self._at.setdefault(address, [])):
+                there.append(group)
+
+    def leave(self, group: Group) -> None:
+        """A container has gone, if it was there."""
+        names, addresses = group
+        for name in map(str.lower, names):
+            if group in (found := self._named.get(name, [])):
+                found.remove(group)
+                if not found:
+                    del self._named[name]
+        for address in addresses:
+            if group in (there := self._at.get(address, [])):
+                there.remove(group)
+                if not there:
+                    del self._at[address]
 
     def addresses(self, name: str) -> list[bytes] | None:
         """The packed addresses of a name, all IP versions; None when nobody is called so."""
-        return self._addresses.get(name.lower())
+        found = self._named.get(name.lower())
+        return None if found is None else [address for _, addresses in found for address in addresses]
 
     def name_of(self, address: bytes) -> str | None:
         """The name of an address, with the network's."""
-        return self._names.get(address)
+        found = self._at.get(address)
+        return None if found is None else f"{found[0][0][0]}.{self.name}"
 
 
 def candidates(name: str) -> list[tuple[str, str]]:

@@ -209,6 +209,22 @@ def test_names_in_zones() -> None:
     assert net.name_of(one) == "Web.net"
 
 
+def test_names_come_and_go() -> None:
+    """As if the network had been told of as a whole each time."""
+    one, two = b"\x0a\0\0\1", b"\x0a\0\0\2"
+    first: zones.Group = (["Web", "web", "a"], [one])
+    second: zones.Group = (["web", "b"], [two, one])
+    net = Zone("net", [first])
+    for _ in range(2):  # twice is as once
+        net.join(second)
+    assert (net.addresses("WEB"), net.name_of(one)) == ([one, two, one], "Web.net")
+    for _ in range(2):
+        net.leave(first)
+    assert (net.addresses("web"), net.addresses("a"), net.name_of(one)) == ([two, one], None, "web.net")
+    net.leave(second)
+    assert (net.addresses("web"), net.name_of(one), net.name_of(two)) == (None, None, None)
+
+
 @given(NAMES)
 def test_every_split_of_a_name_is_tried(name: str) -> None:
     found = zones.candidates(name)
