@@ -31,6 +31,7 @@ from tests.support.registry import Registry, plain
 
 IMAGE = "busybox"
 MEGABYTE = 1_000_000
+_MANY = 100  # containers
 
 
 @dataclass
@@ -116,6 +117,24 @@ class Bench:
         self.add("wherry exec", self.command(self.wherry, *flags), theirs, 0.25, "docker exec, dockerd")
         for engine in (self.ours, self.peer):
             engine.docker.ok("rm", "-f", "bench")
+
+    def many_on_one_network(self) -> None:
+        """A hundred containers are started one after the other on one network, and removed."""
+        flags = ("run", "-d", "--network", "many", IMAGE, "sleep", "3600")
+        taken: list[tuple[float, float]] = []
+        for engine in (self.ours, self.peer):
+            docker = engine.docker
+            docker.ok("network", "create", "many")
+            started = time.perf_counter()
+            for _ in range(_MANY):
+                wall(self.command(docker, *flags))
+            between = time.perf_counter()
+            docker.ok("rm", "-f", *docker.ok("ps", "-q", "--filter", "network=many").split())
+            taken.append((between - started, time.perf_counter() - between))
+            docker.ok("network", "rm", "many")
+        for what, first, second in zip(("start", "remove"), *taken, strict=True):
+            name = f"{what} {_MANY} on one network"
+            self.rows.append(Row(name, first, second, "s", 0.5, True, "the same, dockerd"))
 
     def start_of_the_cli(self) -> None:
         python = os.path.realpath(sys.executable)
@@ -300,6 +319,7 @@ def main() -> int:
     with ExitStack() as stack:
         bench = Bench(stack, options.rounds, options.dockerd, options.megabytes)
         for part in (
+            bench.many_on_one_network,
             bench.start_of_the_cli,
             bench.exec,
             bench.run,
