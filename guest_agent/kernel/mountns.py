@@ -52,11 +52,16 @@ def clone_root_of(pidfd: int, collect: Callable[[int], None]) -> None:
     """
     unshare(CLONE_FS)  # setns(2) refuses threads that share their root and working directory
     home = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
     try:
         setns(pidfd, CLONE_NEWNS)
         try:
             collect(open_tree(AT_FDCWD, "/", OPEN_TREE_CLONE))
         finally:
             setns(home, CLONE_NEWNS)
+            # setns(2) makes the namespace's root the thread's; ours may be another, in a chroot.
+            os.fchdir(root)
+            os.chroot(".")
     finally:
+        os.close(root)
         os.close(home)

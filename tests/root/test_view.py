@@ -244,3 +244,37 @@ def test_it_is_quick(layers: Layers) -> None:
         with_view(layers.overlay, [], layers.scratch, lambda root: os.close(root.open("/", O_PATH)))
         times.append(time.perf_counter() - started)
     assert min(times) < 0.05
+
+
+IN_A_CHROOT = """
+import ctypes, os, sys
+from guest_agent.kernel.mountns import clone_root_of, in_private_namespace
+
+top, pid = sys.argv[1], int(sys.argv[2])
+pidfd = os.pidfd_open(pid)
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x00020000) == 0
+assert libc.mount(b"", b"/", b"", 0x44000, None) == 0
+assert libc.mount(top.encode(), top.encode(), None, 0x1000, None) == 0
+os.mkdir(f"{top}/proc")
+assert libc.mount(b"/proc", f"{top}/proc".encode(), None, 0x5000, None) == 0
+os.chdir(top)
+os.chroot(".")
+assert sorted(os.listdir("/")) == ["marker", "proc"]
+print(in_private_namespace(lambda: sorted(os.listdir("/")), lambda: clone_root_of(pidfd, os.close)))
+"""
+
+
+def test_an_engine_in_a_chroot_is_back_in_it(tmp_path: Path, running: int) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "marker").touch()
+    process = next(
+        line.split()[1]
+        for line in Path(f"/proc/self/fdinfo/{running}").read_text().splitlines()
+        if line.startswith("Pid:")
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", IN_A_CHROOT, str(root), process], capture_output=True, text=True
+    )
+    assert (result.stdout, result.stderr) == ("['marker', 'proc']\n", "")

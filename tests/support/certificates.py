@@ -20,7 +20,17 @@ class Authority:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = self._builder(self.subject, self.key.public_key())
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        # What Python 3.13's and OpenSSL's strict check (RFC 5280, section 4.2.1) ask of an authority.
+        others = ["digital_signature", "content_commitment", "key_encipherment", "data_encipherment"]
+        others += ["key_agreement", "crl_sign", "encipher_only", "decipher_only"]
+        usage = x509.KeyUsage(key_cert_sign=True, **dict.fromkeys(others, False))
+        identifier = x509.SubjectKeyIdentifier.from_public_key(self.key.public_key())
+        for extension, critical in (
+            (x509.BasicConstraints(ca=True, path_length=None), True),
+            (usage, True),
+            (identifier, False),
+        ):
+            builder = builder.add_extension(extension, critical=critical)
         self.certificate = builder.sign(self.key, hashes.SHA256())
         self.path = directory / "ca.pem"
         self.path.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
@@ -45,6 +55,9 @@ class Authority:
             self._builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key.public_key())
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
+            )
             .sign(self.key, hashes.SHA256())
         )
         paths = self.directory / f"{name}.pem", self.directory / f"{name}.key"
