@@ -303,6 +303,7 @@ class Rootfs:
         after.
         """
         try:
+            _leave_chroot()
             os.fchdir(self.root.fd)
             s.pivot_root(".", ".")
             # The old root now lies over the new one at "."; it is a slave, so the host does not see this.
@@ -313,6 +314,18 @@ class Rootfs:
                 s.mount_setattr(s.AT_FDCWD, "/", 0, propagation=options.propagation)
         except OSError as e:
             raise in_init("pivot_root", "error jailing process inside rootfs: pivot_root", e) from e
+
+
+def _leave_chroot() -> None:
+    """Makes the mount namespace's root this process's, as setns(2) does.
+
+    For an engine in a chroot: pivot_root(2) would replace what it has for its root, and the namespace's own,
+    with all that is mounted on it, would stay above the container: for whoever joins its namespace, and one
+    chroot(2) away for a container's root.
+    """
+    namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    s.setns(namespace, s.CLONE_NEWNS)
+    os.close(namespace)
 
 
 def _refuse_links(root: RootFd, destination: str) -> None:
