@@ -112,6 +112,8 @@ async def _execute(
     host = msgspec.convert(msgspec.to_builtins(around.request.host), HostConfig)
     host.network_mode = "bridge" if network == "default" else network
     host.privileged = instruction.security == "insecure"
+    if host.privileged:
+        host.userns_mode = "host"  # as with `docker run --privileged`, under userns-remap, too
     async with AsyncExitStack() as stack:
         container = await stack.enter_async_context(Step(around.engine, state.chains, config, host))
         container.container.record.platform = {

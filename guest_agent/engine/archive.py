@@ -33,6 +33,7 @@ from guest_agent.threads import blocking_reader, in_thread
 
 from .container_events import publish
 from .create import root_of
+from .user_namespaces import Mapping, of_running
 
 if TYPE_CHECKING:
     from .container import Container
@@ -66,7 +67,7 @@ async def path_stat(engine: Engine, container: Container, path: str, called: str
     """
     wanted = absolute(path)
 
-    def work(root: RootFd) -> PathStat:
+    def work(root: RootFd, ids: Mapping | None) -> PathStat:
         fd = _open(root, wanted, path, called)
         try:
             return _stat(root, wanted, os.fstat(fd))
@@ -82,16 +83,16 @@ async def get(
     """What is at a path, and a tar archive of it. Raises NotFound, InvalidParameter."""
     wanted = absolute(path)
 
-    def work(root: RootFd, output: Piped[PathStat]) -> None:
+    def work(root: RootFd, ids: Mapping | None, output: Piped[PathStat]) -> None:
         fd = _open(root, wanted, path, called)
         try:
             output.announce(_stat(root, wanted, os.fstat(fd)))
-            _write_tree(fd, base(wanted), True, output)
+            _write_tree(fd, base(wanted), True, output, ids)
         finally:
             os.close(fd)
 
     output: Piped[PathStat] = Piped(
-        lambda output: _look(engine, container, lambda root: work(root, output)),
+        lambda output: _look(engine, container, lambda root, ids: work(root, ids, output)),
     )
     found = await output.head()
     publish(engine, container, "archive-path")
@@ -101,12 +102,12 @@ async def get(
 async def export(engine: Engine, container: Container) -> AsyncGenerator[bytes, None]:
     """A tar archive of the container's root file system, without volumes."""
 
-    def work(root: RootFd, output: Piped[None]) -> None:
+    def work(root: RootFd, ids: Mapping | None, output: Piped[None]) -> None:
         output.announce(None)
-        _write_tree(root.fd, "", False, output)
+        _write_tree(root.fd, "", False, output, ids)
 
     output: Piped[None] = Piped(
-        lambda output: _look(engine, container, lambda root: work(root, output), volumes=False),
+        lambda output: _look(engine, container, lambda root, ids: work(root, ids, output), volumes=False),
     )
     await output.head()
     publish(engine, container, "export")
@@ -131,10 +132,10 @@ async def put(
     _check_writable(container, wanted)
     read = blocking_reader(body)
 
-    def work(root: RootFd) -> None:
+    def work(root: RootFd, ids: Mapping | None) -> None:
         _check_directory(root, wanted, path, called)
         owner = _user(root, container.config.user) if as_user and container.config.user else None
-        _extract(root, wanted, TarReader(Decompressed(read).read), keep_kinds, owner)
+        _extract(root, wanted, TarReader(Decompressed(read).read), keep_kinds, owner, ids)
 
     await _look(engine, container, work)
     publish(engine, container, "extract-to-dir")
@@ -162,9 +163,12 @@ def base(path: str) -> str:
 
 
 async def _look(
-    engine: Engine, container: Container, function: Callable[[RootFd], T], volumes: bool = True
+    engine: Engine,
+    container: Container,
+    function: Callable[[RootFd, Mapping | None], T],
+    volumes: bool = True,
 ) -> T:
-    """Calls `function` in a thread with the container's tree."""
+    """Calls `function` in a thread with the container's tree, and its ids where they are not ours."""
     while True:
         try:
             return await _look_once(engine, container, function, volumes)
@@ -173,7 +177,7 @@ async def _look(
 
 
 async def _look_once(
-    engine: Engine, container: Container, function: Callable[[RootFd], T], volumes: bool
+    engine: Engine, container: Container, function: Callable[[RootFd, Mapping | None], T], volumes: bool
 ) -> T:
     await container.lock.acquire()
     locked = True
@@ -182,7 +186,9 @@ async def _look_once(
         process = await _process_of(engine, container)
         if container.removing or container.removed or container.state.dead:
             raise Conflict(f"container {container.id} is dead or marked for removal")
+        ids = None
         if process >= 0:
+            ids = of_running(container.pid)
             # It lends its root; its state may change while we work.
             container.lock.release()
             locked = False
@@ -195,7 +201,15 @@ async def _look_once(
             scratch = engine.roots.run_path("view")
             os.makedirs(scratch, 0o700, exist_ok=True)
             read_only = container.host_config.readonly_rootfs
-            work = partial(with_view, root, parts if volumes else (), scratch, function, read_only)
+            work = partial(
+                with_view,
+                root,
+                parts if volumes else (),
+                scratch,
+                lambda root: function(root, ids),
+                read_only,
+                ids.root if ids is not None else None,
+            )
             return await in_thread(work, "archive")
         finally:
             for name in mounted:
@@ -340,9 +354,9 @@ def _explain(error: OSError, path: str, called: str) -> Exception:
     return InvalidParameter(f"lstat {path}: {(error.strerror or str(error)).lower()}")
 
 
-def _write_tree(fd: int, name: str, top_entry: bool, output: Piped[Any]) -> None:
+def _write_tree(fd: int, name: str, top_entry: bool, output: Piped[Any], ids: Mapping | None) -> None:
     writer = TarWriter(output.write)
-    TreeWriter(writer).add(fd, name, top_entry)
+    TreeWriter(writer, owners=ids.inside if ids is not None else None).add(fd, name, top_entry)
     writer.close()
     output.flush()
 
@@ -380,12 +394,18 @@ def _user(root: RootFd, name: str) -> tuple[int, int]:
 
 
 def _extract(
-    root: RootFd, directory: str, reader: TarReader, keep_kinds: bool, owner: tuple[int, int] | None
+    root: RootFd,
+    directory: str,
+    reader: TarReader,
+    keep_kinds: bool,
+    owner: tuple[int, int] | None,
+    ids: Mapping | None,
 ) -> None:
     """Extracts below `directory`, links on the way meaning what they mean in the container."""
     prefix = directory.strip("/").removesuffix("/.")
     prefix = "" if prefix in ("", ".") else prefix + "/"
-    with Extractor(root, owner=owner, keep_kinds=keep_kinds) as extractor:
+    owners = ids.outside if ids is not None else None
+    with Extractor(root, owner=owner, keep_kinds=keep_kinds, owners=owners) as extractor:
         for entry in reader:
             name = clean(entry.name)
             if not name:

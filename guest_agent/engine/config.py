@@ -85,6 +85,9 @@ class Config:
     init: bool = _setting(False, "run containers under an init by default")
     no_new_privileges: bool = _setting(False, "set no-new-privileges on containers by default")
     seccomp_profile: str = _setting("builtin", "file of a seccomp profile, builtin or unconfined")
+    userns_remap: str = _setting(
+        "", "USER[:GROUP] whose subordinate ids containers run with, or default (dockremap)"
+    )
     storage_opts: list[str] = _setting(
         [], "overlay2.size=SIZE: what a container may write, where there are project quotas", "storage-opt"
     )
@@ -102,7 +105,7 @@ UNSUPPORTED = frozenset(
     fixed-cidr-v6 host-gateway-ips http-proxy https-proxy init-path ip6tables iptables
     ipv6 metrics-addr network-control-plane-mtu network-diagnostic-port no-proxy
     node-generic-resources oom-score-adjust proxies raw-logs rootless runtimes selinux-enabled storage-driver
-    swarm-default-advertise-addr userland-proxy userland-proxy-path userns-remap
+    swarm-default-advertise-addr userland-proxy userland-proxy-path
     """.split()  # noqa: SIM905 - as a list it has sixty lines
 )
 

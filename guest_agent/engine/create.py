@@ -15,7 +15,7 @@ from guest_agent.errors import InternalError, InvalidParameter, NotFound
 from guest_agent.images import platforms
 from guest_agent.network.types import EndpointConfig
 
-from . import validate
+from . import user_namespaces, validate
 from .container import Container, Record
 from .container_config import (
     BindOptions,
@@ -79,6 +79,7 @@ async def create(
     image: Image = engine.images.get(config.image)
     _check_platform(config.image, image, wanted_platform, warnings)
     complete(engine, host)
+    user_namespaces.check(host, engine.remap)
     merge_image_config(config, image.config.get("config") or {})
     validate.check_config(config)  # what the image says may be as wrong
     config.working_dir = clean_path(config.working_dir) if config.working_dir else ""

@@ -14,9 +14,11 @@ import socket
 
 from guest_agent.errors import InternalError, InvalidParameter
 from guest_agent.kernel import syscalls
+from guest_agent.kernel.mountns import in_private_namespace
 from guest_agent.kernel.overlay import open_overlay
 from guest_agent.kernel.paths import O_PATH, RootFd
 from guest_agent.kernel.trees import remove_tree
+from guest_agent.runtime.idmap import mapped_overlay, open_namespace
 from guest_agent.runtime.types import Overlay
 
 log = logging.getLogger(__name__)
@@ -91,12 +93,12 @@ def _resolved(kind: str, word: str) -> str:
     return word
 
 
-def mount_shm(target: str, size: int) -> None:
-    """A tmpfs of `size` bytes that several containers can have as /dev/shm."""
+def mount_shm(target: str, size: int, owner: tuple[int, int]) -> None:
+    """A tmpfs of `size` bytes that several containers can have as /dev/shm; `owner` is their root."""
     os.makedirs(target, mode=0o700, exist_ok=True)
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
     try:
-        syscalls.mount("shm", target, "tmpfs", flags, f"mode=1777,size={size}")
+        syscalls.mount("shm", target, "tmpfs", flags, f"mode=1777,size={size},uid={owner[0]},gid={owner[1]}")
     except OSError as error:
         raise InternalError(f"mounting shm tmpfs: {error.strerror}")
 
@@ -124,14 +126,28 @@ def mount_subpath(top: str, subpath: str, target: str) -> None:
         os.close(source)
 
 
-def mount_layers(overlay: Overlay, target: str) -> None:
-    """An image's content, read-only, at `target`."""
+def mount_layers(overlay: Overlay, target: str, userns: str = "") -> None:
+    """An image's content, read-only, at `target`.
+
+    `userns`: the path of the user namespace that sees the image's owners as its own.
+    """
     os.makedirs(target, mode=0o700, exist_ok=True)
-    tree = open_overlay(list(overlay.lower), "", "", target)
+    if userns:
+        tree = in_private_namespace(lambda: _mapped_layers(overlay, userns, target))
+    else:
+        tree = open_overlay(list(overlay.lower), "", "", target)
     try:
         syscalls.move_mount(tree, "", syscalls.AT_FDCWD, target, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
     finally:
         os.close(tree)
+
+
+def _mapped_layers(overlay: Overlay, path: str, staging: str) -> int:
+    userns = open_namespace(path)
+    try:
+        return mapped_overlay({"lower": overlay.lower, "upper": "", "work": ""}, userns, staging)
+    finally:
+        os.close(userns)
 
 
 def unmount(target: str) -> None:

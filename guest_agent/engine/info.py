@@ -243,10 +243,12 @@ def _registries(mirrors: dict[str, list[str]], insecure: list[str]) -> dict[str,
 def _security_options(engine: Engine, cgroup_version: str) -> list[str]:
     config = engine.config
     options = [f"name=seccomp,profile={config.seccomp_profile}"]
-    if (config.default_cgroupns_mode or ("private" if cgroup_version == "2" else "host")) == "private":
-        options.append("name=cgroupns")
+    if engine.remap is not None:
+        options.append("name=userns")
     if engine.space is not None:
         options.append("name=rootless")
+    if (config.default_cgroupns_mode or ("private" if cgroup_version == "2" else "host")) == "private":
+        options.append("name=cgroupns")
     if config.no_new_privileges:
         options.append("name=no-new-privileges")
     return options

@@ -17,9 +17,10 @@ from guest_agent.images import platforms
 from guest_agent.network.types import Link as NetworkLink
 from guest_agent.network.types import PortBinding, SandboxRequest
 from guest_agent.runtime import seccomp
+from guest_agent.runtime.stage import StageError
 from guest_agent.runtime.types import Launch, LaunchError, Stdio
 
-from . import host_mounts
+from . import host_mounts, user_namespaces
 from .container_config import BindOptions, has_own_network, is_user_network, shared_container
 from .container_config import PortBinding as DockerPortBinding
 from .create import endpoint_config, root_of
@@ -31,6 +32,7 @@ from .mounts import DEFAULT_PROPAGATION
 from .security import UNCONFINED, SecurityOptions, engine_profile, parse_security_options
 from .spec import Surroundings, container_capabilities, oci_config
 from .spec_mounts import BindMount
+from .user_namespaces import Mapping
 
 if TYPE_CHECKING:
     from .container import Container
@@ -80,16 +82,18 @@ async def prepare(engine: Engine, container: Container) -> Launch:
             for name, limit in engine.config.default_ulimits.items()
         },
     )
-    _join_namespaces(engine, container, around)
+    user_namespaces.check(host, engine.remap)
+    donors = _join_namespaces(engine, container, around)
+    around.ids = _ids(engine, container, donors, around)
     around.network_files = await _connect(engine, container, around)
     around.linked = linked_environment(engine, container)
     if host.ipc_mode in ("host", "shareable"):
         around.shm = _shared_memory(engine, container)
     if host.ipc_mode == "shareable":
-        host_mounts.mount_shm(around.shm, host.shm_size)
+        host_mounts.mount_shm(around.shm, host.shm_size, around.ids.root if around.ids else (0, 0))
     for point in record.mounts:
         if point.type != "tmpfs":
-            around.binds.append(await _bind(engine, container, point))
+            around.binds.append(await _bind(engine, container, point, around))
     path = log_path(engine, container)
     spec = oci_config(record, security, around)
     filter = _seccomp(engine, container, security)
@@ -126,19 +130,36 @@ def _check_architecture(image: dict[str, str]) -> None:
         )
 
 
-def _join_namespaces(engine: Engine, container: Container, around: Surroundings) -> None:
+def _join_namespaces(engine: Engine, container: Container, around: Surroundings) -> list[Container]:
+    """Notes which namespaces of others the container joins; returns the others."""
     host = container.host_config
+    donors = []
     for kind, mode, what in (("pid", host.pid_mode, "PID"), ("ipc", host.ipc_mode, "IPC")):
         if other := shared_container(mode):
             donor = _running(engine, other, f"failed to join {what} namespace")
             if kind == "ipc":
                 around.shm = _shared_memory(engine, donor)
             around.namespaces[kind] = f"/proc/{donor.pid}/ns/{kind}"
+            donors.append(donor)
     if other := shared_container(host.network_mode):
         if other == container.id:
             raise InvalidParameter("cannot join own network namespace")
         donor = _running(engine, other, "cannot join network namespace of container")
         around.namespaces["network"] = f"/proc/{donor.pid}/ns/net"
+        donors.append(donor)
+    return donors
+
+
+def _ids(
+    engine: Engine, container: Container, donors: list[Container], around: Surroundings
+) -> Mapping | None:
+    """The ids of the container's own user namespace, None when it has none; notes whose it shares."""
+    if user_namespaces.mode_of(container.host_config, engine.remap) == "host":
+        return None
+    if donors:
+        around.namespaces["user"] = f"/proc/{donors[0].pid}/ns/user"
+        return user_namespaces.shared_with(donors)
+    return engine.remap
 
 
 def _running(engine: Engine, id: str, what: str) -> Container:
@@ -167,11 +188,29 @@ async def _connect(engine: Engine, container: Container, around: Surroundings) -
         else:
             mode = host.network_mode
         await engine.containers.releases.wait_for(container)
-        sandbox = await engine.networks.attach(_sandbox_request(engine, container, mode, files))
+        request = _sandbox_request(engine, container, mode, files)
+        if around.ids is None:
+            sandbox = await engine.networks.attach(request)
+        else:
+            # A network that the container's root has a say in; it keeps the user namespace, too.
+            namespace = await _own_network(engine, around)
+            try:
+                sandbox = await engine.networks.attach(request, namespace)
+            finally:
+                os.close(namespace)
+            around.namespaces.setdefault("user", sandbox.netns_path)
         if sandbox.netns_path:
             around.namespaces["network"] = sandbox.netns_path
     paths = {f"/etc/{name}": os.path.join(files, name) for name in ("resolv.conf", "hostname", "hosts")}
     return {inside: path for inside, path in paths.items() if os.path.exists(path)}  # noqa: ASYNC240 - stats
+
+
+async def _own_network(engine: Engine, around: Surroundings) -> int:
+    assert around.ids is not None
+    try:
+        return await engine.monitor.network_namespace(around.ids.oci(), around.namespaces.get("user", ""))
+    except LaunchError as error:
+        raise start_error(error)[1]
 
 
 def _sandbox_request(engine: Engine, container: Container, mode: str, files: str) -> SandboxRequest:
@@ -257,11 +296,12 @@ def _shared_memory(engine: Engine, container: Container) -> str:
     )
 
 
-async def _bind(engine: Engine, container: Container, point: MountPoint) -> BindMount:
+async def _bind(engine: Engine, container: Container, point: MountPoint, around: Surroundings) -> BindMount:
     """The directory or file of this host that is to appear at a mount point."""
     name = hashlib.sha256(point.destination.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     target = os.path.join(mounts_directory(engine, container.id), name)
     bind = BindMount(point.source, point.destination, point.rw, point.propagation)
+    bind.owners = _owners(engine, container, point)
     if point.type == "volume":
         bind.source = await engine.volumes.mount(point.name, container.id)
         options = point.spec.volume_options
@@ -281,7 +321,7 @@ async def _bind(engine: Engine, container: Container, point: MountPoint) -> Bind
             },
         )
     elif point.type == "image":
-        await _mount_image(engine, point, target)
+        await _mount_image(engine, point, target, around.namespaces.get("user", ""))
         bind.source, bind.writable = target, False
         image_options = point.spec.image_options
         if image_options is not None and image_options.subpath:
@@ -295,7 +335,7 @@ async def _bind(engine: Engine, container: Container, point: MountPoint) -> Bind
             _, shared, slave = propagation_of(point.source)
             bind.propagation = "rslave" if shared or slave else DEFAULT_PROPAGATION
         if not point.skip_creation:
-            _make_source(point.source)
+            _make_source(point.source, around.ids.root if around.ids is not None else None)
         elif not os.path.exists(point.source):  # noqa: ASYNC240 - a stat
             raise InvalidParameter(
                 f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
@@ -303,18 +343,33 @@ async def _bind(engine: Engine, container: Container, point: MountPoint) -> Bind
     return bind
 
 
-async def _mount_image(engine: Engine, point: MountPoint, target: str) -> None:
+def _owners(engine: Engine, container: Container, point: MountPoint) -> str:
+    """How a container with a user namespace of its own sees owners: the host's files it sees as they are."""
+    if engine.unlisted.has(container.id):
+        return "idmap-if-possible"  # a build's own; several layers are overlay, which cannot be mapped
+    if point.type == "volume" and not engine.volumes.get(point.name).has_device:
+        return "idmap"
+    return ""
+
+
+async def _mount_image(engine: Engine, point: MountPoint, target: str, userns: str) -> None:
     overlay = engine.images.image_overlay(engine.images.get(point.source))
     try:
-        await asyncio.to_thread(host_mounts.mount_layers, overlay, target)
-    except OSError as error:
-        raise InternalError(f"cannot mount image {point.name} at {point.destination}: {error.strerror}")
+        await asyncio.to_thread(host_mounts.mount_layers, overlay, target, userns)
+    except (OSError, StageError) as error:
+        reason = error.text if isinstance(error, StageError) else error.strerror
+        raise InternalError(f"cannot mount image {point.name} at {point.destination}: {reason}")
 
 
-def _make_source(path: str) -> None:
-    """A missing source of `--volume` becomes a directory, as with dockerd."""
+def _make_source(path: str, owner: tuple[int, int] | None) -> None:
+    """A missing source of `--volume` becomes a directory of the container's root, as with dockerd."""
     try:
-        os.makedirs(path, mode=0o755, exist_ok=True)
+        if owner is None:
+            os.makedirs(path, mode=0o755, exist_ok=True)
+        elif not os.path.isdir(path):
+            _make_source(os.path.dirname(path), owner)
+            os.mkdir(path, 0o755)
+            os.chown(path, *owner)
     except (FileExistsError, NotADirectoryError):
         pass  # a file, or a path through one: the mount says what is wrong with it
     except OSError as error:

@@ -85,9 +85,9 @@ class Networks:
     def __iter__(self) -> Iterable[Network]:
         return iter(self._manager.networks())
 
-    async def attach(self, request: SandboxRequest) -> Sandbox:
+    async def attach(self, request: SandboxRequest, namespace: int = -1) -> Sandbox:
         """Connect a container that is about to start; see `NetworkManager.attach`."""
-        sandbox = await self._manager.attach(request)
+        sandbox = await self._manager.attach(request, namespace)
         for name in sandbox.endpoints:
             self._tell("connect", self.get(name), container=request.container_id)
         return sandbox

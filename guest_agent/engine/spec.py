@@ -23,6 +23,7 @@ from .resources import linux_resources
 from .security import SecurityOptions
 from .spec_devices import device_rules, host_devices, mapped_devices
 from .spec_mounts import BindMount, all_mounts
+from .user_namespaces import Mapping
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MASKED_PATHS = (
@@ -57,6 +58,7 @@ class Surroundings:
     """
 
     namespaces: dict[str, str] = field(default_factory=dict)
+    ids: Mapping | None = None  # of a user namespace of the container's own, which is among `namespaces`
     binds: list[BindMount] = field(default_factory=list)
     network_files: dict[str, str] = field(default_factory=dict)  # /etc/hosts … → path on this host
     shm: str = ""
@@ -99,7 +101,7 @@ def oci_config(record: Record, security: SecurityOptions, around: Surroundings) 
         ),
         "resources": linux_resources(host) | {"devices": rules},
         "devices": devices,
-        "sysctl": _sysctls(record, own),
+        "sysctl": _sysctls(record, own, around.ids),
         "maskedPaths": [] if host.privileged else host.masked_paths or [],
         "readonlyPaths": [] if host.privileged else host.readonly_paths or [],
     }
@@ -110,6 +112,8 @@ def oci_config(record: Record, security: SecurityOptions, around: Surroundings) 
         "mounts": all_mounts(record, security, around.binds, around.network_files, around.shm, linux),
         "linux": linux,
     }
+    if around.ids is not None:
+        linux.update(around.ids.oci())
     if "uts" in own:
         spec["hostname"] = config.hostname
         if config.domainname:
@@ -197,6 +201,8 @@ def _namespaces(record: Record, around: Surroundings) -> list[dict[str, str]]:
         wanted.append("ipc")
     if host.cgroupns_mode == "private":
         wanted.append("cgroup")
+    if around.ids is not None:
+        wanted.append("user")
     namespaces = []
     for kind in wanted:
         path = around.namespaces.get(kind)
@@ -204,12 +210,13 @@ def _namespaces(record: Record, around: Surroundings) -> list[dict[str, str]]:
     return namespaces
 
 
-def _sysctls(record: Record, own_namespaces: set[str]) -> dict[str, str]:
+def _sysctls(record: Record, own_namespaces: set[str], ids: Mapping | None) -> dict[str, str]:
     host = record.host_config
     values: dict[str, str] = {}
     if has_own_network(host.network_mode) and not record.config.network_disabled:
         # Echo sockets and low ports without capabilities, as Docker has it since 20.10.
         groups = userns.last_group() if userns.inside() else 2147483647
+        groups = ids.last_group if ids is not None else groups
         values["net.ipv4.ping_group_range"] = f"0 {groups}"
         values["net.ipv4.ip_unprivileged_port_start"] = "0"
     for name, value in (host.sysctls or {}).items():

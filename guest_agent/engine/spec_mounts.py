@@ -41,6 +41,9 @@ class BindMount:
     propagation: str = ""
     recursive: bool = True
     read_only_recursive: bool = True  # where it is read-only at all
+    owners: str = (
+        ""  # "idmap": as the image has them, whatever the container's ids are; or "idmap-if-possible"
+    )
 
 
 def all_mounts(
@@ -73,7 +76,7 @@ def all_mounts(
     mounts += user
     for destination, source in network_files.items():
         if destination not in mine:
-            options = ["rbind", "rprivate"] + (["ro"] if host.readonly_rootfs else [])
+            options = ["rbind", "rprivate", "idmap"] + (["ro"] if host.readonly_rootfs else [])
             mounts.append(
                 {
                     "destination": destination,
@@ -121,6 +124,8 @@ def _tmpfs(destination: str, data: str) -> dict[str, Any]:
 
 def _bind(bind: BindMount, linux: dict[str, Any]) -> dict[str, Any]:
     options = ["rbind" if bind.recursive else "bind"]
+    if bind.owners:
+        options.append(bind.owners)
     if not bind.writable:
         options.append("rro" if bind.read_only_recursive else "ro")
     if bind.propagation:

@@ -45,6 +45,10 @@ class Unlisted:
         self._exits[id] = future
         return future
 
+    def has(self, id: str) -> bool:
+        """Whether this container is one of them."""
+        return id in self._exits
+
     def forget(self, id: str) -> None:
         """Nobody waits for it any more."""
         self._exits.pop(id, None)

@@ -300,7 +300,7 @@ def _check_modes(host: HostConfig) -> None:
     if host.uts_mode not in ("", "host"):
         raise InvalidParameter(f"invalid UTS mode: {host.uts_mode}")
     if host.userns_mode not in ("", "host"):
-        raise InvalidParameter("invalid user namespace mode: " + host.userns_mode)
+        raise InvalidParameter(f"invalid user namespace mode: {host.userns_mode}")
     if host.cgroupns_mode not in ("", "host", "private"):
         raise InvalidParameter(f"invalid cgroup namespace mode: {host.cgroupns_mode}")
 

@@ -32,7 +32,7 @@ from .background import Piped
 from .ids import new_id
 from .sizes import directory_size
 from .state import rfc3339
-from .volumes import ANONYMOUS_LABEL, DRIVER, Snapshot, Volume, check_name, has_device
+from .volumes import ANONYMOUS_LABEL, DRIVER, Snapshot, Volume, check_name
 
 if TYPE_CHECKING:
     from .container import Container
@@ -242,7 +242,7 @@ async def _let_go(engine: Engine, name: str, reader: str, staged: str) -> None:
 async def _mounted(engine: Engine, volume: Volume) -> AsyncIterator[None]:
     """Meanwhile what a volume's mount options name is mounted."""
     reader = f"copy-{new_id()[:12]}"
-    if has_device(volume):
+    if volume.has_device:
         await engine.volumes.mount(volume.name, reader)
     try:
         yield
@@ -281,7 +281,7 @@ async def _still(engine: Engine, name: str, pause: bool) -> AsyncIterator[None]:
 
 
 def _check_own(volume: Volume, action: str) -> None:
-    if has_device(volume):
+    if volume.has_device:
         device = (volume.options or {})["device"]
         raise InvalidParameter(
             f"{action} {volume.name}: the volume's content is on {device}, not the engine's",

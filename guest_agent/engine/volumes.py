@@ -67,6 +67,11 @@ class Volume(Struct, omit_defaults=True):
         return ANONYMOUS_LABEL in (self.labels or {})
 
     @property
+    def has_device(self) -> bool:
+        """Whether its content is what its mount options name."""
+        return bool(self.options and self.options.get("device"))
+
+    @property
     def size(self) -> int:
         """What it may hold in bytes; 0: no limit."""
         return ram_in_bytes((self.options or {}).get("size", "0"))
@@ -214,7 +219,7 @@ class Volumes:
         path = self.path(name)
         os.makedirs(path, mode=0o755, exist_ok=True)
         users = self._users.setdefault(name, _Users())
-        if not has_device(volume):
+        if not volume.has_device:
             users.mounted_for.add(container_id)
             return path
         async with self._mounting:
@@ -230,7 +235,7 @@ class Volumes:
             return False
         users.mounted_for.discard(container_id)
         volume = self._volumes.get(name)
-        if users.mounted_for or volume is None or not has_device(volume):
+        if users.mounted_for or volume is None or not volume.has_device:
             return True
         async with self._mounting:
             if not users.mounted_for and is_mounted(self.path(name)):
@@ -246,7 +251,7 @@ class Volumes:
         adoption.
         """
         for volume in list(self._volumes.values()):
-            if has_device(volume):
+            if volume.has_device:
                 users = self._users.get(volume.name)
                 if (users is None or not users.mounted_for) and is_mounted(self.path(volume.name)):
                     await asyncio.to_thread(host_mounts.unmount, self.path(volume.name))
@@ -261,7 +266,7 @@ class Volumes:
             return
         self.get(name)
         self._check_unused(name, "remove")
-        if has_device(self.get(name)) and is_mounted(self.path(name)):
+        if self.get(name).has_device and is_mounted(self.path(name)):
             await asyncio.to_thread(host_mounts.unmount, self.path(name))
         volume = self._volumes.pop(name)
         self._store.post(TABLE, name, None)
@@ -312,7 +317,7 @@ class Volumes:
                 f"a volume named {new} exists already", hint="Choose another name, or remove it first."
             )
         self._check_unused(name, "rename")
-        if has_device(volume) and is_mounted(self.path(name)):
+        if volume.has_device and is_mounted(self.path(name)):
             await asyncio.to_thread(host_mounts.unmount, self.path(name))
         with self.hold(name), self.hold(new):
             volume.moving_to = new
@@ -363,11 +368,6 @@ class Volumes:
             "Options": volume.options,
             "Scope": "local",
         }
-
-
-def has_device(volume: Volume) -> bool:
-    """Whether its content is what its mount options name."""
-    return bool(volume.options and volume.options.get("device"))
 
 
 def _release_quota(path: str) -> None:

@@ -95,6 +95,7 @@ class Extractor:
     `fresh`: the tree is new and empty, so what is in it came from this archive.
     `owner`: (uid, gid) for everything, instead of the archive's.
     `keep_kinds`: refuse to replace a directory by something else or the other way round (docker cp).
+    `owners`: called with each user and group, for those to have on this host.
     """
 
     def __init__(
@@ -104,11 +105,13 @@ class Extractor:
         fresh: bool = False,
         owner: tuple[int, int] | None = None,
         keep_kinds: bool = False,
+        owners: Callable[[int, int], tuple[int, int]] | None = None,
     ) -> None:
         self._root = root
         self._limits = limits
         self._owner = owner
         self._keep_kinds = keep_kinds
+        self._owners = owners
         # A new file already belongs to root:root unless its directory is set-gid.
         self._chown_root = not fresh
         self._dirs: dict[str, int] = {}  # path -> O_PATH or read-only descriptor
@@ -282,7 +285,7 @@ class Extractor:
         if made:
             os.fchmod(fd, 0o755)
             if self._owner:
-                os.fchown(fd, *self._owner)
+                os.fchown(fd, *(self._owners(*self._owner) if self._owners else self._owner))
         return fd
 
     def _make_dir(self, parent: int, path: str, name: str, implied: bool = False) -> bool:
@@ -355,7 +358,8 @@ class Extractor:
     def _owner_of(self, entry: Entry) -> tuple[int, int]:
         if userns.single():
             return 0, 0  # nobody else exists here
-        return self._owner or (entry.uid, entry.gid)
+        owner = self._owner or (entry.uid, entry.gid)
+        return self._owners(*owner) if self._owners is not None else owner
 
     def _metadata_by_name(self, parent: int, name: str, entry: Entry) -> None:
         """The same for what is not opened: links, devices and FIFOs. `name` was made by us just now."""

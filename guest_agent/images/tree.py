@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from guest_agent.images import tar
 from guest_agent.images.tar import Entry, TarWriter
@@ -30,14 +30,19 @@ _TYPES = {
 }
 
 
+Owners = Callable[[int, int], tuple[int, int]]
+
+
 class TreeWriter:
     """Writes trees to one archive; a second name of a file becomes a hard link to the first.
 
     `whole`: with holes, and with all extended attributes, access control lists among them; else files are
-    written out and have those that images have, as dockerd's archives do.
+    written out and have those that images have, as dockerd's archives do. `owners` is called with a file's
+    user and group as they are on this host, for those that the archive is to have.
     """
 
-    def __init__(self, writer: TarWriter, whole: bool = False) -> None:
+    def __init__(self, writer: TarWriter, whole: bool = False, owners: Owners | None = None) -> None:
+        self._owners = owners
         self._writer = writer
         self._whole = whole
         self._first_names: dict[tuple[int, int], str] = {}
@@ -102,14 +107,10 @@ class TreeWriter:
         kind = _TYPES.get(stat.S_IFMT(details.st_mode))
         if kind is None:
             return
-        entry = Entry(
-            name,
-            kind,
-            stat.S_IMODE(details.st_mode),
-            details.st_uid,
-            details.st_gid,
-            mtime=details.st_mtime_ns,
-        )
+        uid, gid = details.st_uid, details.st_gid
+        if self._owners is not None:
+            uid, gid = self._owners(uid, gid)
+        entry = Entry(name, kind, stat.S_IMODE(details.st_mode), uid, gid, mtime=details.st_mtime_ns)
         if kind != tar.DIRECTORY and details.st_nlink > 1:
             first = self._first_names.setdefault((details.st_dev, details.st_ino), name)
             if first != name:

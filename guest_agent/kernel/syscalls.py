@@ -108,6 +108,7 @@ _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 _NR_QUOTACTL_FD = 443
 _RENAME_EXCHANGE = 2
+_EPERM, _NO_ID = 1, 0xFFFFFFFF
 _MACHINE = os.uname().machine
 if _MACHINE == "x86_64":
     _NR_CAPGET, _NR_CAPSET, _NR_KEYCTL, _NR_SECCOMP, _NR_BPF, _NR_PIVOT_ROOT = 125, 126, 250, 317, 321, 155
@@ -142,6 +143,8 @@ libc.setdomainname.argtypes = (c_char_p, ctypes.c_size_t)
 libc.fstatfs.argtypes = (c_int, c_void_p)
 libc.syncfs.argtypes = (c_int,)
 libc.personality.argtypes = (c_ulong,)
+libc.setfsuid.argtypes = libc.setfsgid.argtypes = (c_uint,)
+libc.setfsuid.restype = libc.setfsgid.restype = c_uint
 
 
 def _encode(path: Path) -> bytes:
@@ -416,6 +419,19 @@ def capget() -> tuple[int, int, int]:
     if _syscall(_NR_CAPGET, header, data) < 0:
         raise _fail("capget")
     return data[0] | data[3] << 32, data[1] | data[4] << 32, data[2] | data[5] << 32
+
+
+def set_fs_ids(uid: int, gid: int) -> None:
+    """setfsuid(2) and setfsgid(2) of the calling thread, which keeps the capabilities it has.
+
+    What it makes then belongs to them.
+    """
+    effective, permitted, inheritable = capget()
+    for call, id in ((libc.setfsgid, gid), (libc.setfsuid, uid)):
+        call(id)
+        if call(_NO_ID) != id:  # all that it tells is who it was before
+            raise PermissionError(_EPERM, os.strerror(_EPERM))
+    capset(effective, permitted, inheritable)
 
 
 class _SockFprog(ctypes.Structure):

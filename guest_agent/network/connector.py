@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from guest_agent.errors import EngineError, Forbidden, InternalError, InvalidParameter
@@ -110,17 +111,20 @@ class Connector:
                 "network inspect shows a network's subnets; network create makes networks of your own.",
             )
 
-    async def open(self, request: SandboxRequest, memberships: list[Membership]) -> tuple[int, list[Wire]]:
+    async def open(
+        self, request: SandboxRequest, memberships: list[Membership], given: int = -1
+    ) -> tuple[int, list[Wire]]:
         """A namespace that is on all these networks: its descriptor, and how it is connected to each.
 
+        `given`: a new one that it is to be, not one of ours; it stays the caller's.
         Raises Forbidden for an address that is taken, InternalError when the kernel refuses; nothing is
         left then.
         """
         if memberships[0][0].driver == "null":
-            return (await self._namespace()).fd, []
+            return (await self._namespace(given)).fd, []
         network, config = memberships[0]
         special = config.mac_address or config.driver_opts or config.link_local
-        if len(memberships) == 1 and network.name == "bridge" and not special:
+        if len(memberships) == 1 and network.name == "bridge" and not special and given < 0:
             ready = self._connected.take()
             if ready is not None and ready.wire is not None:
                 return ready.fd, [ready.wire]
@@ -130,7 +134,7 @@ class Connector:
         plans = self._allocate(memberships)
         wires = [wire for _, wire in plans]
         try:
-            ready = await self._namespace()
+            ready = await self._namespace(given)
             try:
                 await self._run(_connect_all, ready.fd, plans)
             except BaseException:
@@ -148,10 +152,10 @@ class Connector:
         if isinstance(link, Lan):
             lan.check_mac(link, config.mac_address, container, network.name)
 
-    async def _namespace(self) -> Ready:
-        ready = self._bare.take()
+    async def _namespace(self, given: int) -> Ready:
+        ready = self._bare.take() if given < 0 else None
         if ready is None:
-            ready = await self._run(make)
+            ready = await self._run(partial(make, given=given))
         assert ready is not None
         return ready
 

@@ -214,9 +214,10 @@ class NetworkManager:
 
     # --- containers
 
-    async def attach(self, request: SandboxRequest) -> Sandbox:
+    async def attach(self, request: SandboxRequest, namespace: int = -1) -> Sandbox:
         """Give a container that is about to start its network namespace, addresses, ports and name files.
 
+        `namespace`: a new one that it is to be, which stays the caller's; -1 for one of ours.
         Raises NotFound for an unknown network, InvalidParameter for what a network cannot do, Forbidden for
         an address that is taken, InternalError for a port that is taken or when the kernel refuses. Nothing
         is left behind then.
@@ -224,12 +225,12 @@ class NetworkManager:
         if request.container_id in self._records:
             raise Conflict(f"container {request.container_id} is connected already")
         try:
-            return await self._attach(request)
+            return await self._attach(request, namespace)
         except EngineError as error:
             error.message = f"failed to set up container networking: {error.message}"
             raise
 
-    async def _attach(self, request: SandboxRequest) -> Sandbox:
+    async def _attach(self, request: SandboxRequest, namespace: int) -> Sandbox:
         memberships = self._connector.memberships(request)
         if memberships[0][0].driver == "host":
             sandbox = self._sandbox_of(request, memberships, [], "")
@@ -238,14 +239,16 @@ class NetworkManager:
         attaching = [network.id for network, _ in memberships]
         self._attaching.update(attaching)
         try:
-            return await self._attach_to(request, memberships)
+            return await self._attach_to(request, memberships, namespace)
         finally:
             self._attaching.subtract(attaching)
 
-    async def _attach_to(self, request: SandboxRequest, memberships: list[Membership]) -> Sandbox:
+    async def _attach_to(
+        self, request: SandboxRequest, memberships: list[Membership], namespace: int
+    ) -> Sandbox:
         if memberships[0][0].driver != "null":
             await self.ready()
-        fd, wires = await self._connector.open(request, memberships)
+        fd, wires = await self._connector.open(request, memberships, namespace)
         try:
             sandbox = self._sandbox_of(request, memberships, wires, self._files.path(request.container_id))
             self._enter(request, sandbox, fd)

@@ -25,9 +25,16 @@ class Ready:
     wire: Wire | None = None
 
 
-def make(link: Bridge | None = None, wire: Wire | None = None) -> Ready:
-    """Make a namespace, connected to a bridge if one is given. Blocking. Raises OSError."""
-    fd, _ = netns.create(bridge.prepare_namespace)
+def make(link: Bridge | None = None, wire: Wire | None = None, given: int = -1) -> Ready:
+    """Make a namespace, or take a `given` one, connected to a bridge if one is given. Blocking.
+
+    Raises OSError.
+    """
+    if given >= 0:
+        netns.enter(given, bridge.prepare_namespace)
+        fd = os.dup(given)
+    else:
+        fd, _ = netns.create(bridge.prepare_namespace)
     if link is None or wire is None:
         return Ready(fd)
     try:

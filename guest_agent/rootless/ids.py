@@ -7,33 +7,13 @@ import pwd
 import shutil
 import subprocess
 
-Map = list[tuple[int, int, int]]
-"""First id inside, first id outside, how many."""
+from guest_agent.kernel.subids import SUBGID, SUBUID, Map, ranges
 
 HINT = (
     "Give the user a range of ids: 'sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 "
     "{user}', "
     "and install newuidmap (Debian's package uidmap); then stop the engine once."
 )
-
-
-def ranges(path: str, user: str, uid: int) -> Map:
-    """The subordinate ranges of a user, mapped from 1 on; 0 is for the user."""
-    found: Map = []
-    first = 1
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = [line.strip().split(":") for line in file if not line.startswith("#")]
-    except OSError:
-        return []
-    for fields in lines:
-        if len(fields) != 3 or fields[0] not in (user, str(uid)):
-            continue
-        if not fields[1].isdigit() or not fields[2].isdigit() or int(fields[2]) < 1:
-            continue
-        found.append((first, int(fields[1]), int(fields[2])))
-        first += int(fields[2])
-    return found
 
 
 def user_name() -> str:
@@ -50,7 +30,7 @@ def write_maps(pid: int) -> str:
     Returns why there is only one id, or "". Raises OSError when not even that can be mapped.
     """
     user, uid, gid = user_name(), os.getuid(), os.getgid()
-    uids, gids = ranges("/etc/subuid", user, uid), ranges("/etc/subgid", user, uid)
+    uids, gids = ranges(SUBUID, user, uid, 1), ranges(SUBGID, user, uid, 1)  # 0 is for the user
     tools = shutil.which("newuidmap"), shutil.which("newgidmap")
     if not uids or not gids:
         reason = f"/etc/sub{'gid' if uids else 'uid'} has no range for {user}"

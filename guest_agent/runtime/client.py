@@ -134,6 +134,14 @@ class Monitor:
         """The containers the monitor holds now, ended ones that are not forgotten included."""
         return dict(self._running)
 
+    async def network_namespace(self, linux: dict[str, Any], path: str = "") -> int:
+        """A descriptor of a new network namespace, which belongs to the user namespace at `path`.
+
+        Without a path it is a new one with the `uidMappings` and `gidMappings` of `linux` (OCI), which lives
+        as long as the network namespace does. Raises LaunchError.
+        """
+        return int(await self._ask({"op": "network", "linux": linux, "path": path}))
+
     async def start(self, launch: Launch, attachments: Sequence[Attachment] = ()) -> int:
         """Starts a container and returns the pid of its first process, which has been executed by then.
 
@@ -317,22 +325,23 @@ class Monitor:
                 self._lost()
                 return
             message, fds = received
-            for fd in fds:
-                os.close(fd)
             if "event" in message:
                 self._event(message)
             else:
-                self._answer(message)
+                self._answer(message, fds)
+            for fd in fds:
+                os.close(fd)
             if self._socket.fileno() < 0:
                 return
 
-    def _answer(self, message: protocol.Message) -> None:
+    def _answer(self, message: protocol.Message, fds: list[int]) -> None:
+        """Hands an answer to who waits for it, with the descriptor that came with it in place of nothing."""
         future = self._waiting.get(message["seq"])
         if future is None or future.done():
             return
         error = message.get("error")
         if error is None:
-            future.set_result(message["ok"])
+            future.set_result(fds.pop(0) if fds else message["ok"])
         elif error["kind"] == "launch":
             future.set_exception(LaunchError(error["stage"], error["errno"], error["text"]))
         else:

@@ -73,10 +73,11 @@ class Container:
         for spec in message["attachments"]:
             self.init.streams.attach(spec, fds.pop(0))
         try:
-            new, _ = launch.namespaces(config)
+            new, join = launch.namespaces(config)
             flags = launch.clone_flags(config)
             self._own_pids = bool(new & s.CLONE_NEWPID)
-            self._user_root = Mappings(config["linux"]).root if new & s.CLONE_NEWUSER else None
+            own_users = new & s.CLONE_NEWUSER or s.CLONE_NEWUSER in join
+            self._user_root = Mappings(config["linux"]).root if own_users else None
             self._write_state()
             self._make_group(config["linux"].get("resources") or {})
             self.init.launch(self._job(message), launch.start, flags, self._launched(on_start), self._ended)

@@ -5,6 +5,9 @@ MOUNT_ATTR_IDMAP).
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from fcntl import ioctl
 
 from guest_agent.kernel import syscalls as s
 from guest_agent.kernel.overlay import open_overlay
@@ -15,9 +18,10 @@ from .stage import StageError, in_init
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
 _EINVAL = 22
+_NS_GET_USERNS, _NS_GET_NSTYPE = 0xB701, 0xB703  # linux/nsfs.h
 _SIGKILL = 9
 _MOVE = s.MOVE_MOUNT_F_EMPTY_PATH | s.MOVE_MOUNT_T_EMPTY_PATH
 
@@ -53,6 +57,65 @@ class Mappings:
         finally:
             os.close(ready)
             os.close(hold)
+
+
+def open_namespace(path: str) -> int:
+    """The user namespace at `path`, or the one that owns the namespace there (ioctl_ns(2))."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if ioctl(fd, _NS_GET_NSTYPE) == s.CLONE_NEWUSER:
+                return os.dup(fd)
+            owner = ioctl(fd, _NS_GET_USERNS)
+            os.set_inheritable(owner, False)
+            return owner
+        finally:
+            os.close(fd)
+    except OSError as e:
+        raise in_init("namespaces", f"error joining the user namespace of {path}", e) from e
+
+
+def new_network(linux: dict[str, Any], path: str = "") -> int:
+    """A descriptor of a new network namespace, which nobody is in. Raises StageError.
+
+    It belongs to the user namespace at `path`, without a path to a new one with the maps of `linux`.
+    """
+    userns = open_namespace(path) if path else Mappings(linux).new_namespace()
+    ready, tell = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid, pidfd = s.clone3(0)
+        if pid == 0:
+            _stay_in_new_network(userns, tell)
+        os.close(pidfd)
+        os.close(tell)
+        tell = -1
+        try:
+            if code := int.from_bytes(os.read(ready, 4), sys.byteorder):
+                raise OSError(code, os.strerror(code))
+            return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.kill(pid, _SIGKILL)
+            os.waitpid(pid, 0)
+    except OSError as e:
+        raise in_init("namespaces", "unable to make a network namespace", e) from e
+    finally:
+        os.close(userns)
+        os.close(ready)
+        if tell >= 0:
+            os.close(tell)
+
+
+def _stay_in_new_network(userns: int, tell: int) -> NoReturn:
+    """The child's whole life: it tells 0 or an errno, and waits to be killed."""
+    code = 0
+    try:
+        s.setns(userns, s.CLONE_NEWUSER)
+        s.unshare(s.CLONE_NEWNET)
+    except OSError as e:
+        code = e.errno or _EINVAL
+    os.write(tell, code.to_bytes(4, sys.byteorder))
+    while True:
+        signal.pause()
 
 
 def _host_id(mappings: list[dict[str, int]]) -> int:

@@ -25,8 +25,8 @@ from guest_agent.kernel.userns import may_set_groups
 from . import cgroups, console, process, protocol, users
 from .capabilities import DEFAULT
 from .devices import add_device, host_nodes
-from .idmap import Mappings, mapped, mapped_overlay
-from .mounts import CgroupView, Mount, Rootfs, bind_of_host, open_binds, open_dev, open_sysfs
+from .idmap import Mappings, mapped, mapped_overlay, open_namespace
+from .mounts import CgroupView, Mount, Rootfs, bind_of_host, open_binds, open_dev, open_now
 from .process import SYNC_FD
 from .stage import StageError, in_init
 
@@ -166,8 +166,8 @@ def start(job: Job) -> None:
     config = job.request["config"]
     linux = config.get("linux", {})
     new, join = namespaces(config)
-    if not new & s.CLONE_NEWNS or s.CLONE_NEWUSER in join:
-        text = "error during container init: it takes a new mount namespace, and no other's user namespace"
+    if not new & s.CLONE_NEWNS:
+        text = "error during container init: it takes a new mount namespace"
         raise StageError("namespaces", _EINVAL, text)
     _join_cgroup(job)
     _set_oom_score_adj(job, config["process"])
@@ -175,16 +175,20 @@ def start(job: Job) -> None:
     profile = config["process"].get("apparmorProfile")
     if profile:
         _confine(profile)
+    own_users = join.pop(s.CLONE_NEWUSER, "")
     _join_namespaces(join)
+    private = new | sum(join)
+    if _is_host_network(job, join.get(s.CLONE_NEWNET, "")):
+        private &= ~s.CLONE_NEWNET
     sources = None
-    if new & s.CLONE_NEWUSER:
-        sources = _enter_user_namespace(job, config, new)
+    if new & s.CLONE_NEWUSER or own_users:
+        sources = _enter_user_namespace(job, config, new, own_users)
     elif not clone_flags(config):
         _continue_in_child(job, new & ~s.CLONE_NEWCGROUP)
     if new & s.CLONE_NEWCGROUP:
         s.unshare(s.CLONE_NEWCGROUP)
     _name_host(config, new)
-    _set_sysctls(job, linux.get("sysctl") or {}, new, join)
+    _set_sysctls(linux.get("sysctl") or {}, private)
 
     if sources is None:
         sources = Sources(job, config, _of_host(job, new))
@@ -223,6 +227,7 @@ def enter(job: Job) -> None:
         _confine(spec["apparmorProfile"])
     if job.user_root:
         _own_pipes(job, job.user_root)
+        process.allow_rlimits([*job.limits, *(spec.get("rlimits") or ())])
         _join_running(job.pidfd, _ALL_BUT_USER | s.CLONE_NEWUSER)
         _become_root_of(-1)
     else:
@@ -394,12 +399,12 @@ def _name_host(config: dict[str, Any], new: int) -> None:
             raise in_init("hostname", f"set{key}", e) from e
 
 
-def _set_sysctls(job: Job, sysctls: dict[str, str], new: int, join: dict[int, str]) -> None:
+def _set_sysctls(sysctls: dict[str, str], private: int) -> None:
     """Writes each below the host's /proc/sys, where the kernel takes the caller's namespaces; nothing else
-    is there yet.
+    is there yet. `private`: the CLONE_NEW* flags of those that are not the host's.
     """
     for key, value in sysctls.items():
-        if not _is_namespaced(job, key, new, join):
+        if not _is_namespaced(key, private):
             text = f'error during container init: sysctl "{key}" is not in a separate kernel namespace'
             raise StageError("sysctl", _EINVAL, text)
         path = f"/proc/sys/{key.replace('.', '/')}"
@@ -415,15 +420,14 @@ def _set_sysctls(job: Job, sysctls: dict[str, str], new: int, join: dict[int, st
             raise in_init("sysctl", f"{doing} {path}", e) from e
 
 
-def _is_namespaced(job: Job, key: str, new: int, join: dict[int, str]) -> bool:
+def _is_namespaced(key: str, private: int) -> bool:
     """Whether a sysctl is the container's own, as runc's validator has it; all others are the host's."""
-    private = new | sum(join)
     if "/" in key or ".." in key:
         return False
     if key in _KERNEL_SYSCTLS or key.startswith("fs.mqueue."):
         return bool(private & s.CLONE_NEWIPC)
     if key.startswith("net."):
-        return bool(private & s.CLONE_NEWNET) and not _is_host_network(job, join.get(s.CLONE_NEWNET, ""))
+        return bool(private & s.CLONE_NEWNET)
     if key in ("kernel.domainname", "kernel.hostname"):
         return bool(private & s.CLONE_NEWUTS)
     return key.startswith("user.") and bool(private & s.CLONE_NEWUSER)
@@ -484,7 +488,7 @@ class Sources:
 
         `userns`: the user namespace through which the root's files are to be seen; `owner` is its root.
         """
-        open_binds(self.mounts)
+        open_binds(self.mounts, userns)
         bind_of_host(self.mounts, self._of_host)
         if in_user_namespace():
             made = [device for device in self.devices if device.get("type") == "p"]
@@ -518,18 +522,20 @@ class Sources:
             self.devices = [device for device in self.devices if device not in here]
 
 
-def _enter_user_namespace(job: Job, config: dict[str, Any], new: int) -> Sources:
-    """Opens the sources with the host's privileges and goes on in a new user namespace, with all others in
-    it.
+def _enter_user_namespace(job: Job, config: dict[str, Any], new: int, path: str) -> Sources:
+    """Opens the sources with the host's privileges and goes on in a user namespace, with all new ones in it.
+
+    `path`: of the one to join, or of a namespace that it owns; empty for a new one.
     """
     mappings = Mappings(config["linux"])
-    userns = mappings.new_namespace()
+    userns = open_namespace(path) if path else mappings.new_namespace()
+    process.allow_rlimits([*job.limits, *(config["process"].get("rlimits") or ())])
     s.unshare(s.CLONE_NEWNS)
     sources = Sources(job, config, _of_host(job, new))
     sources.open(userns, mappings.root)
-    if not new & s.CLONE_NEWNET:
-        # Of a network that is not its own a user namespace gets no sysfs.
-        open_sysfs(sources.mounts)
+    # Of namespaces that do not belong to it a user namespace gets no file systems.
+    shared = {"sysfs": s.CLONE_NEWNET, "mqueue": s.CLONE_NEWIPC}
+    open_now(sources.mounts, {kind for kind, flag in shared.items() if not new & flag})
     _own_pipes(job, mappings.root)
     os.chdir(sources.staging)  # by its path it may be out of reach for who we are to become
     sources.staging = "."

@@ -32,7 +32,9 @@ from guest_agent.kernel import syscalls as s
 from . import cgroups, protocol
 from .children import Failure, Host, Process
 from .containers import Container
+from .idmap import new_network
 from .loop import READ, WRITE, Loop
+from .stage import StageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,20 +55,23 @@ class Connection:
         self._monitor = monitor
         self._socket = sock
         self._fd = sock.fileno()
-        self._queue: deque[protocol.Message] = deque()
+        self._queue: deque[tuple[protocol.Message, list[int]]] = deque()
         monitor.loop.add(self._fd, READ, self._ready)
 
-    def send(self, message: protocol.Message) -> None:
-        """Sends a message now, or when the agent reads again."""
-        self._queue.append(message)
+    def send(self, message: protocol.Message, fds: list[int] | None = None) -> None:
+        """Sends a message now, or when the agent reads again. Takes the descriptors over."""
+        self._queue.append((message, fds or []))
         if len(self._queue) == 1:
             self._flush()
 
     def _flush(self) -> None:
         try:
             while self._queue:
-                protocol.send(self._socket, self._queue[0], flags=MSG_DONTWAIT | MSG_NOSIGNAL)
+                message, fds = self._queue[0]
+                protocol.send(self._socket, message, fds, MSG_DONTWAIT | MSG_NOSIGNAL)
                 self._queue.popleft()
+                for fd in fds:
+                    os.close(fd)
         except BlockingIOError:
             self._monitor.loop.modify(self._fd, READ | WRITE)
         except OSError:
@@ -97,6 +102,10 @@ class Connection:
             self._monitor.loop.remove(self._fd)
             self._fd = -1
             self._socket.close()
+            for _, fds in self._queue:
+                for fd in fds:
+                    os.close(fd)
+            self._queue.clear()
             self._monitor.lost(self)
 
 
@@ -153,11 +162,11 @@ class Monitor:
         """Carries out one request. Descriptors that are not taken out of `fds` are closed."""
         seq = message.get("seq")
 
-        def answer(result: Any = None, failure: Failure | None = None) -> None:
+        def answer(result: Any = None, failure: Failure | None = None, fd: int = -1) -> None:
             if failure:
                 connection.send({"seq": seq, "error": failure.as_dict()})
             else:
-                connection.send({"seq": seq, "ok": result})
+                connection.send({"seq": seq, "ok": result}, [fd] if fd >= 0 else None)
 
         handler = _OPERATIONS.get(str(message.get("op")))
         try:
@@ -190,6 +199,13 @@ class Monitor:
         """What runs, and what has ended and is not forgotten."""
         containers = [container.as_dict() for container in self._containers.values() if container.known()]
         answer({"version": protocol.VERSION, "pid": os.getpid(), "containers": containers})
+
+    def network(self, message: protocol.Message, fds: list[int], answer: Answer) -> None:
+        """A new network namespace, which belongs to a user namespace: answered with its descriptor."""
+        try:
+            answer(fd=new_network(message["linux"], message["path"]))
+        except StageError as e:
+            raise Failure("launch", e.text, e.stage, e.errno) from e
 
     def start(self, message: protocol.Message, fds: list[int], answer: Answer) -> None:
         """A new container; answered when its first process has been executed, or could not be."""
@@ -274,6 +290,7 @@ class Monitor:
 Answer = Callable[..., None]
 _OPERATIONS: dict[str, Callable[[Monitor, protocol.Message, list[int], Answer], None]] = {
     "hello": Monitor.hello,
+    "network": Monitor.network,
     "start": Monitor.start,
     "exec": Monitor.exec,
     "attach": Monitor.attach,

@@ -43,6 +43,8 @@ class MountOptions:
         self.set_all = self.clear_all = 0  # for the whole tree
         self.bind = False
         self.recursive = False
+        self.idmap = False  # owners as the container's user namespace has them
+        self.idmap_needed = False  # and an error where the file system cannot
         self.propagation = 0
         self.propagation_recursive = False
         self.data: list[str] = []  # flags and key=value for the file system
@@ -61,6 +63,9 @@ class MountOptions:
         elif option in ("bind", "rbind"):
             self.bind = True
             self.recursive = self.recursive or option == "rbind"
+        elif option in ("idmap", "idmap-if-possible"):
+            self.idmap = True
+            self.idmap_needed = option == "idmap"
         elif option.removeprefix("r") in _PROPAGATION:
             self.propagation = _PROPAGATION[option.removeprefix("r")]
             self.propagation_recursive = option.startswith("r")

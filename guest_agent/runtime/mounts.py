@@ -72,9 +72,9 @@ class Mount:
         return in_init("mount", what, error)
 
 
-def open_binds(mounts: list[Mount]) -> None:
+def open_binds(mounts: list[Mount], userns: int = -1) -> None:
     """Opens the sources of all binds, as they are on the host now; before the namespace's propagation
-    changes.
+    changes. Those with the option `idmap` are seen through the user namespace, if there is one.
     """
     for mount in mounts:
         if mount.kind != "bind":
@@ -88,9 +88,23 @@ def open_binds(mounts: list[Mount]) -> None:
         except OSError as e:
             raise mount.failed(e, "stat") from e
         try:
+            if mount.options.idmap and userns >= 0:
+                _map_owners(mount, userns)
             _apply(mount.tree, mount.options)
         except OSError as e:
             raise mount.failed(e) from e
+
+
+def _map_owners(mount: Mount, userns: int) -> None:
+    whole = s.AT_EMPTY_PATH | (s.AT_RECURSIVE if mount.options.recursive else 0)
+    try:
+        s.mount_setattr(mount.tree, "", whole, s.MOUNT_ATTR_IDMAP, userns=userns)
+    except OSError as e:
+        if e.errno != _EINVAL:
+            raise
+        if mount.options.idmap_needed:
+            text = "its file system cannot show its files in a user namespace (idmapped mounts):"
+            raise mount.failed(e, text) from e
 
 
 _PLACES = {"proc": "/proc", "sysfs": "/sys", "mqueue": "/dev/mqueue"}
@@ -129,10 +143,10 @@ def open_dev(mounts: list[Mount], owner: tuple[int, int]) -> int:
     return -1
 
 
-def open_sysfs(mounts: list[Mount]) -> None:
-    """Makes sysfs here and now, with this process's view of the network."""
+def open_now(mounts: list[Mount], kinds: set[str]) -> None:
+    """Makes these kernel file systems here and now, with the namespaces that this process is in."""
     for mount in mounts:
-        if mount.kind == "sysfs" and mount.tree < 0:
+        if mount.kind in kinds and mount.tree < 0:
             try:
                 mount.tree = _new_file_system(mount, mount.options.data)
             except OSError as e:

@@ -90,6 +90,24 @@ def set_rlimits(limits: list[dict[str, Any]]) -> None:
             raise StageError("rlimits", code, f"error during container init: {text}") from e
 
 
+def allow_rlimits(limits: list[dict[str, Any]]) -> None:
+    """Raises hard limits to what `set_rlimits` will want: in a user namespace that is not allowed any more.
+
+    What is refused here is left for that to tell.
+    """
+    for limit in limits:
+        number, hard = _RLIMITS.get(limit["type"], -1), limit["hard"]
+        if number < 0:
+            continue
+        soft, now = resource.getrlimit(number)
+        if now == resource.RLIM_INFINITY or 0 <= hard <= now:
+            continue
+        try:
+            resource.setrlimit(number, (soft, hard if 0 <= hard < 1 << 63 else resource.RLIM_INFINITY))
+        except (OSError, ValueError):
+            pass
+
+
 def set_oom_score_adj(value: int) -> None:
     """Writes /proc/self/oom_score_adj; needs the host's /proc."""
     try:
@@ -298,7 +316,10 @@ class Prepared:
             {name: mask(value) for name, value in (process.get("capabilities") or {}).items()}
         )
         self.no_new_privileges = bool(process.get("noNewPrivileges"))
-        self.limits: list[dict[str, Any]] = [*(limits or ()), *(process.get("rlimits") or ())]
+        asked: list[dict[str, Any]] = process.get("rlimits") or []
+        kinds = {limit["type"] for limit in asked}
+        # Not one after the other: what is lowered may not be allowed to rise again.
+        self.limits = [limit for limit in limits or () if limit["type"] not in kinds] + asked
         self.cwd: str = process.get("cwd") or "/"
         self.environment = environment(process.get("env") or [], identity.home)
         umask = process.get("user", {}).get("umask")

@@ -32,6 +32,7 @@ from guest_agent.kernel.syscalls import (
     mount_setattr,
     move_mount,
     open_tree,
+    set_fs_ids,
     umount2,
 )
 from guest_agent.runtime.types import Overlay
@@ -61,12 +62,14 @@ def with_view(
     scratch: str,
     function: Callable[[RootFd], T],
     read_only: bool = False,
+    owner: tuple[int, int] | None = None,
 ) -> T:
     """Calls `function` with the container's tree, in a thread of its own; blocks until it is done.
 
     `root`: the overlay of a container that does not run, or a pidfd of one that does. `scratch` is an empty
     directory of ours. A part whose source or place is not there is left out. `read_only`: nothing but the
-    parts can be written. No device in the tree can be opened. Raises OSError, or what `function` raises.
+    parts can be written. `owner`: this host's user and group that what is made belongs to. No device in the
+    tree can be opened. Raises OSError, or what `function` raises.
     """
     ordered = sorted(parts, key=lambda part: part.destination.count("/"))
     trees: list[tuple[int, Part]] = []
@@ -119,6 +122,8 @@ def with_view(
                     _mount(top, tree, part)
                 if read_only:
                     mount_setattr(opened[0], "", AT_EMPTY_PATH, attr_set=MOUNT_ATTR_RDONLY)
+                if owner is not None:
+                    set_fs_ids(*owner)
                 return function(top)
         finally:
             for fd in opened:

@@ -351,7 +351,7 @@ def test_subpaths_cannot_lead_out(tmp_path: Path) -> None:
 
 def test_shared_memory_and_its_end(tmp_path: Path) -> None:
     target = tmp_path / "mounts" / "shm"
-    host_mounts.mount_shm(str(target), 1 << 20)
+    host_mounts.mount_shm(str(target), 1 << 20, (0, 0))
     assert stat.S_IMODE(os.stat(target).st_mode) == 0o1777
     assert os.statvfs(target).f_blocks * os.statvfs(target).f_frsize == 1 << 20
     assert propagation_of(str(target / "x"))[0] == str(target)

@@ -156,10 +156,51 @@ def test_maps_that_make_no_sense(driver: Driver, maps: dict[str, Any], text: str
         )
 
 
-def test_anothers_user_namespace_is_refused(driver: Driver) -> None:
-    namespaces = [{"type": "mount"}, {"type": "user", "path": "/proc/self/ns/user"}]
-    with pytest.raises(LaunchError, match="no other's user namespace"):
-        driver.start("true", linux={"namespaces": namespaces})
+def test_a_network_of_the_user_namespace(driver: Driver) -> None:
+    maps = {"uidMappings": MAP, "gidMappings": MAP}
+    fd = driver.call(driver.runtime.monitor.network_namespace(maps))
+    try:
+        path = f"/proc/{os.getpid()}/fd/{fd}"
+        joined = [{"type": "network", "path": path}, {"type": "user", "path": path}]
+        namespaces = [{"type": kind} for kind in ("mount", "uts", "ipc", "pid")] + joined
+        admin = ["CAP_NET_ADMIN"]
+        process = {"capabilities": dict.fromkeys(("bounding", "effective", "permitted"), admin)}
+        script = (
+            "ip link set lo up && ip address add 10.1.2.3/32 dev lo && ip address; cat /proc/self/uid_map"
+        )
+        result = driver.run("sh", "-c", script, process=process, linux={"namespaces": namespaces} | maps)
+        assert "inet 10.1.2.3/32" in result.out
+        assert result.out.splitlines()[-1].split() == ["0", "100000", "65536"]
+        second = driver.call(driver.runtime.monitor.network_namespace(maps, path))
+        try:
+            sysctl = {"net.ipv4.ip_unprivileged_port_start": "0"}
+            own = f"/proc/{os.getpid()}/fd/{second}"
+            joined = [{"type": "network", "path": own}, {"type": "user", "path": path}]
+            namespaces = [{"type": "mount"}, {"type": "uts"}, {"type": "pid"}, *joined]
+            result = driver.run(
+                "true", process=process, linux={"namespaces": namespaces, "sysctl": sysctl} | maps
+            )
+            assert result.code == 0
+        finally:
+            os.close(second)
+    finally:
+        os.close(fd)
+
+
+def test_user_namespaces_that_cannot_be_joined(driver: Driver) -> None:
+    maps = {"uidMappings": MAP, "gidMappings": MAP}
+    for path, text in (
+        ("/proc/self/ns/user", "error during container init"),  # where the process is already
+        ("/nosuch", "error joining the user namespace of /nosuch: no such file or directory"),
+        ("/dev/null", "error joining the user namespace of /dev/null"),
+    ):
+        namespaces = [{"type": "mount"}, {"type": "user", "path": path}]
+        with pytest.raises(LaunchError, match=text):
+            driver.start("true", linux={"namespaces": namespaces} | maps)
+    with pytest.raises(LaunchError, match="hold id 0"):
+        driver.call(driver.runtime.monitor.network_namespace({}))
+    with pytest.raises(LaunchError, match="/nosuch"):
+        driver.call(driver.runtime.monitor.network_namespace(maps, "/nosuch"))
 
 
 def test_exits_and_out_of_memory(driver: Driver) -> None:

@@ -57,7 +57,7 @@ def test_mirrors_of_any_registry(tmp_path: Path) -> None:
     ("document", "error", "text"),
     [
         ({"nosuch": 1, "bip": ""}, InvalidParameter, "don't match any configuration option: nosuch"),
-        ({"userns-remap": "x"}, NotSupported, "userns-remap"),
+        ({"oom-score-adjust": 1}, NotSupported, "oom-score-adjust"),
         ({"mtu": "x"}, InvalidParameter, 'mtu: "x" is not a number'),
         ({"mtu": True}, InvalidParameter, "mtu: true is not a number"),
         ({"dns": "1.1.1.1"}, InvalidParameter, "dns: .* is not a list"),

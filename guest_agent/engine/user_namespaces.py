@@ -1,0 +1,141 @@
+"""User namespaces of containers: who gets one (`--userns`, the setting `userns-remap`), and with which ids.
+
+Files are seen through idmapped mounts, so that layers and volumes have the image's owners on disk whatever a
+container's ids are outside.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from guest_agent.errors import Conflict, InvalidParameter
+from guest_agent.kernel import userns
+
+from .container_config import HostConfig
+
+if TYPE_CHECKING:
+    from .container import Container
+
+Map = tuple[tuple[int, int, int], ...]
+"""First id inside, first id of the engine's namespace, how many."""
+
+
+NOBODY = 65534
+"""The kernel's id for who is not in a user namespace (/proc/sys/kernel/overflowuid)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """The ids of a container's user namespace."""
+
+    uids: Map
+    gids: Map
+
+    def oci(self) -> dict[str, Any]:
+        """`uidMappings` and `gidMappings` of OCI's `linux`."""
+
+        def entries(ids: Map) -> list[dict[str, int]]:
+            return [{"containerID": inside, "hostID": first, "size": size} for inside, first, size in ids]
+
+        return {"uidMappings": entries(self.uids), "gidMappings": entries(self.gids)}
+
+    def inside(self, uid: int, gid: int) -> tuple[int, int]:
+        """A file's owner as the container sees it; nobody for who is not in it."""
+        return _inside(self.uids, uid), _inside(self.gids, gid)
+
+    def outside(self, uid: int, gid: int) -> tuple[int, int]:
+        """What an owner in the container is in the engine's namespace. Raises InvalidParameter."""
+        return _outside(self.uids, uid), _outside(self.gids, gid)
+
+    @property
+    def root(self) -> tuple[int, int]:
+        """The ids of the container's root, in the engine's namespace."""
+        return self.outside(0, 0)
+
+    @property
+    def last_group(self) -> int:
+        """The highest group id of the range that begins with 0."""
+        last = -1
+        for inside, _, size in sorted(self.gids):
+            if inside != last + 1:
+                break
+            last = inside + size - 1
+        return last
+
+
+def _inside(ids: Map, id: int) -> int:
+    return next((id - first + inside for inside, first, size in ids if first <= id < first + size), NOBODY)
+
+
+def _outside(ids: Map, id: int) -> int:
+    for inside, first, size in ids:
+        if inside <= id < inside + size:
+            return first + id - inside
+    raise InvalidParameter(
+        f"Container ID {id} cannot be mapped to a host ID",
+        hint="The container's user namespace has fewer ids. Its ranges are in /etc/subuid and /etc/subgid.",
+    )
+
+
+def mode_of(host: HostConfig, remap: Mapping | None) -> str:
+    """The mode a container gets: "host" (no namespace of its own) or "remap"."""
+    return host.userns_mode or ("remap" if remap is not None else "host")
+
+
+def check(host: HostConfig, remap: Mapping | None) -> None:
+    """Refuses what contradicts a user namespace of the container's own, by dockerd's rules, in its words."""
+    if mode_of(host, remap) == "host":
+        return
+    if host.privileged:
+        raise InvalidParameter(
+            "privileged mode is incompatible with user namespaces.  You must run the container in the host "
+            "namespace when running privileged mode",
+            hint="Add --userns=host.",
+        )
+    if host.network_mode == "host":
+        raise InvalidParameter(
+            "cannot share the host's network namespace when user namespaces are enabled",
+            hint="Add --userns=host.",
+        )
+    if host.pid_mode == "host":
+        raise InvalidParameter(
+            "cannot share the host PID namespace when user namespaces are enabled", hint="Add --userns=host."
+        )
+
+
+def shared_with(donors: list[Container]) -> Mapping:
+    """The ids of the user namespace of those whose namespaces a container joins, which must be its own, too.
+
+    Who has no rights over a namespace could not be set up in it. Raises Conflict.
+    """
+    paths = {f"/proc/{donor.pid}/ns/user": donor for donor in donors}
+    found = {os.stat(path).st_ino: donor for path, donor in paths.items()}
+    if os.stat("/proc/self/ns/user").st_ino in found:
+        name = found[os.stat("/proc/self/ns/user").st_ino].name
+        raise Conflict(
+            f"cannot join a namespace of container {name}: it is in the host's user namespace",
+            hint="Run this container with --userns=host as well.",
+        )
+    if len(found) > 1:
+        names = " and ".join(sorted(donor.name for donor in donors))
+        raise Conflict(f"cannot join namespaces of {names}: they are in different user namespaces")
+    return _of_process(donors[0].pid)
+
+
+def of_running(pid: int) -> Mapping | None:
+    """The ids of a process in another user namespace than the engine's, else None.
+
+    Raises ProcessLookupError.
+    """
+    try:
+        if os.stat(f"/proc/{pid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino:
+            return None
+        return _of_process(pid)
+    except FileNotFoundError:
+        raise ProcessLookupError(pid)
+
+
+def _of_process(pid: int) -> Mapping:
+    return Mapping(tuple(userns.ids(f"/proc/{pid}/uid_map")), tuple(userns.ids(f"/proc/{pid}/gid_map")))
