@@ -13,6 +13,7 @@ from guest_agent.engine.events import EventBus
 from guest_agent.engine.networks import Networks
 from guest_agent.engine.store import Store
 from guest_agent.engine.unlisted import Unlisted
+from guest_agent.engine.userns_ranges import Ranges
 from guest_agent.engine.userns_remap import mapping
 from guest_agent.engine.volumes import Volumes
 from guest_agent.engine.watches import Watches
@@ -37,6 +38,7 @@ class Engine:
         self.roots = roots
         self.config = config
         self.remap = mapping(config.userns_remap)
+        self.user_ranges = Ranges()
         self.events = EventBus()
         self.images = ImageStore(
             roots,

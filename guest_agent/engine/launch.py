@@ -154,12 +154,20 @@ def _ids(
     engine: Engine, container: Container, donors: list[Container], around: Surroundings
 ) -> Mapping | None:
     """The ids of the container's own user namespace, None when it has none; notes whose it shares."""
-    if user_namespaces.mode_of(container.host_config, engine.remap) == "host":
+    mode = user_namespaces.mode_of(container.host_config, engine.remap)
+    if mode == "host":
         return None
     if donors:
         around.namespaces["user"] = f"/proc/{donors[0].pid}/ns/user"
         return user_namespaces.shared_with(donors)
-    return engine.remap
+    if mode == "remap":
+        return engine.remap
+    others = [
+        (other.id, other.pid)
+        for other in engine.containers
+        if other.pid and other.host_config.userns_mode.startswith("auto")
+    ]
+    return engine.user_ranges.take(container.id, mode, others)
 
 
 def _running(engine: Engine, id: str, what: str) -> Container:

@@ -54,7 +54,8 @@ class Releases:
 
 
 async def disconnect(engine: Engine, container: Container) -> None:
-    """Gives addresses, ports and volumes back; whoever hears of the container's end can have them."""
+    """Gives ids, addresses, ports and volumes back; whoever hears of the container's end can have them."""
+    engine.user_ranges.release(container.id)
     await engine.delivery.end(container.id)
     try:
         await engine.networks.release(container.id)

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from guest_agent.errors import Conflict, InvalidParameter
+from guest_agent.errors import Conflict, InvalidParameter, NotSupported
 from guest_agent.kernel import userns
 
 from .container_config import HostConfig
@@ -80,14 +80,44 @@ def _outside(ids: Map, id: int) -> int:
 
 
 def mode_of(host: HostConfig, remap: Mapping | None) -> str:
-    """The mode a container gets: "host" (no namespace of its own) or "remap"."""
+    """The mode a container gets: "host" (no namespace of its own), "remap" or "auto[:size=N]"."""
     return host.userns_mode or ("remap" if remap is not None else "host")
+
+
+_OPTIONS = {"auto": {"size"}}
+_MOST_IDS = 1 << 31
+
+
+def options_of(mode: str) -> dict[str, int]:
+    """What is behind the colon of a mode. Raises InvalidParameter for modes and options that are unknown."""
+    name, colon, text = mode.partition(":")
+    found: dict[str, int] = {}
+    for option in text.split(",") if colon else ():
+        key, _, value = option.partition("=")
+        if key not in _OPTIONS.get(name, ()) or not (value.isascii() and value.isdigit()):
+            raise InvalidParameter(f"invalid user namespace mode: {mode}")
+        found[key] = int(value)
+    return found
+
+
+def check_mode(mode: str) -> None:
+    """Raises InvalidParameter for a `UsernsMode` that is none: host, or podman's auto[:size=N]."""
+    if mode not in ("", "host") and mode.partition(":")[0] not in _OPTIONS:
+        raise InvalidParameter(f"invalid user namespace mode: {mode}")
+    if not 1 <= options_of(mode).get("size", 1) <= _MOST_IDS:
+        raise InvalidParameter(f"invalid user namespace mode: {mode}", hint="Write auto, or auto:size=65536.")
 
 
 def check(host: HostConfig, remap: Mapping | None) -> None:
     """Refuses what contradicts a user namespace of the container's own, by dockerd's rules, in its words."""
-    if mode_of(host, remap) == "host":
+    mode = mode_of(host, remap)
+    if mode == "host":
         return
+    if mode.startswith("auto") and userns.inside():
+        raise NotSupported(
+            "--userns=auto is for an engine of root's: without root layers cannot be shown with other owners",
+            hint="All containers of this engine are in a user namespace already: leave the option out.",
+        )
     if host.privileged:
         raise InvalidParameter(
             "privileged mode is incompatible with user namespaces.  You must run the container in the host "

@@ -30,6 +30,7 @@ from .container_config import (
 from .mounts import check_destination, check_mount
 from .signals import parse_signal
 from .spec_devices import parse_rule
+from .user_namespaces import check_mode
 
 MIN_MEMORY = 6 << 20  # dockerd's: less does not hold a container's start
 MIN_HEALTH_DURATION = 1_000_000  # nanoseconds
@@ -299,8 +300,7 @@ def _check_modes(host: HostConfig) -> None:
         raise InvalidParameter(f"invalid PID mode: {host.pid_mode}")
     if host.uts_mode not in ("", "host"):
         raise InvalidParameter(f"invalid UTS mode: {host.uts_mode}")
-    if host.userns_mode not in ("", "host"):
-        raise InvalidParameter(f"invalid user namespace mode: {host.userns_mode}")
+    check_mode(host.userns_mode)
     if host.cgroupns_mode not in ("", "host", "private"):
         raise InvalidParameter(f"invalid cgroup namespace mode: {host.cgroupns_mode}")
 
