@@ -221,10 +221,10 @@ def _failed(engine: Engine, item: Exec) -> None:
 
 def exec_error(error: LaunchError) -> tuple[int, EngineError]:
     """A failed exec as dockerd tells it: exit code and error."""
-    code, failure = classify(
-        f"OCI runtime exec failed: exec failed: unable to start container process: {error.text}: unknown"
-    )
-    return (126 if code == 128 else code), failure
+    text = error.text.removeprefix("error during container init: ")
+    if error.stage != "process":
+        text = f"unable to start container process: {text}"
+    return classify(f"OCI runtime exec failed: exec failed: {text}")
 
 
 def ended(engine: Engine, container: Container, exec_id: str, code: int) -> None:

@@ -57,6 +57,14 @@ def mount_volume(target: str, options: dict[str, str]) -> None:
 
     Raises InternalError with dockerd's words; a password in the options is not repeated.
     """
+    try:
+        _mount_volume(target, options)
+    except InternalError as error:
+        error.message = f"error while mounting volume '{target}': {error.message}"
+        raise
+
+
+def _mount_volume(target: str, options: dict[str, str]) -> None:
     kind, device = options.get("type", ""), options.get("device", "")
     flags, data = 0, []
     for word in filter(None, options.get("o", "").split(",")):
@@ -66,6 +74,8 @@ def mount_volume(target: str, options: dict[str, str]) -> None:
         else:
             data.append(_resolved(kind, word))
     text = ",".join(data)
+    if kind == "cifs" and not any(word.startswith("addr=") for word in data):
+        device = _resolved_device(device)
     try:
         syscalls.mount(
             device, target, kind, flags & ~syscalls.MS_RDONLY if flags & syscalls.MS_BIND else flags, text
@@ -75,9 +85,10 @@ def mount_volume(target: str, options: dict[str, str]) -> None:
             syscalls.mount("", target, "", flags | syscalls.MS_REMOUNT)
     except OSError as error:
         shown = ",".join("password=********" if word.startswith("password=") else word for word in data)
+        details = (f", flags: {flags:#x}" if flags else "") + (f", data: {shown}" if shown else "")
         raise InternalError(
-            f"failed to mount local volume: mount {device}:{target}, data: {shown}: "
-            f"{(error.strerror or str(error)).lower()}",
+            f"failed to mount local volume: mount {device}:{target}{details}: "
+            f"{os.strerror(error.errno or 0).lower()}",
             hint="Check the volume's options type, o and device; `docker volume inspect` shows them.",
         )
 
@@ -85,12 +96,22 @@ def mount_volume(target: str, options: dict[str, str]) -> None:
 def _resolved(kind: str, word: str) -> str:
     """Network file systems want addresses: the kernel does not resolve names."""
     if kind in ("nfs", "nfs4", "cifs") and word.startswith("addr="):
-        name = word.removeprefix("addr=")
-        try:
-            return "addr=" + socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[operator]
-        except OSError as error:
-            raise InternalError(f"error resolving passed in network volume address {name}: {error.strerror}")
+        return "addr=" + _address(word.removeprefix("addr="))
     return word
+
+
+def _resolved_device(device: str) -> str:
+    """`//HOST/SHARE` with HOST's address."""
+    host, slash, share = device.removeprefix("//").partition("/")
+    return f"//{_address(host)}{slash}{share}" if device.startswith("//") and host else device
+
+
+def _address(name: str) -> str:
+    try:
+        return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        problem = (error.strerror or str(error)).lower()
+        raise InternalError(f"error resolving passed in network volume address: lookup {name}: {problem}")
 
 
 def mount_shm(target: str, size: int, owner: tuple[int, int]) -> None:

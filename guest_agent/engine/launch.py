@@ -403,9 +403,11 @@ def start_error(error: LaunchError) -> tuple[int, EngineError]:
     """A failed launch as dockerd tells it: the exit code `docker inspect` shows, and the error."""
     if error.stage == "user":  # dockerd looks it up before it asks runc
         return classify(error.text)
+    if error.stage == "mkcwd":  # and makes this one
+        return 128, InvalidParameter(error.text)
     text = (
         "failed to create task for container: failed to create shim task: OCI runtime create failed: "
-        f"runc create failed: unable to start container process: {error.text}: unknown"
+        f"runc create failed: unable to start container process: {error.text}"
     )
     return classify(text)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 from typing import TYPE_CHECKING
 
 from guest_agent.errors import Conflict, InternalError, NotFound, NotSupported
@@ -12,6 +11,7 @@ from guest_agent.runtime import cgroups
 
 from . import health
 from .container_events import publish
+from .spec import cgroup_parent
 
 if TYPE_CHECKING:
     from .container import Container
@@ -73,8 +73,8 @@ async def thaw(engine: Engine, container: Container) -> None:
 
 def cgroup(engine: Engine, container: Container) -> cgroups.Cgroup:
     """The container's control group."""
-    parent = container.host_config.cgroup_parent or engine.config.cgroup_parent
-    group = cgroups.open(container.id, os.path.join("/", parent)) if parent else cgroups.open(container.id)
+    parent = cgroup_parent(container.host_config.cgroup_parent or engine.config.cgroup_parent)
+    group = cgroups.open(container.id, parent)
     if container.pid:
         group.follow(container.pid)
     return group

@@ -33,8 +33,7 @@ def parse_security_options(
 ) -> SecurityOptions:
     """Reads the options; `apparmor` and `selinux` tell whether this host's kernel confines by them.
 
-    Where it does not, labels and Docker's own profile are discarded as dockerd does, and not a profile of
-    the user's, who would be confined less than by any default.
+    Where it does not, labels and profiles are discarded as dockerd does, but with a warning.
     Raises InvalidParameter for what Docker does not know, NotSupported for what cannot be honoured here.
     """
     result = SecurityOptions(no_new_privileges=no_new_privileges)
@@ -52,14 +51,9 @@ def parse_security_options(
         elif key == "seccomp":
             _seccomp(result, value)
         elif key == "apparmor":
-            if value == DOCKER_PROFILE and not apparmor:
+            if value != UNCONFINED and not apparmor:
                 result.discarded.append(f"{option} discarded: AppArmor is not enabled in this kernel.")
                 continue
-            if value != UNCONFINED and not apparmor:
-                raise NotSupported(
-                    f'security option "{option}" cannot be honoured: AppArmor is not enabled in this kernel',
-                    hint="Leave the option out, or enable AppArmor on this host.",
-                )
             result.apparmor = value
         elif key == "label" and not selinux:
             result.discarded.append(f"{option} discarded: SELinux is not enabled in this kernel.")

@@ -96,9 +96,7 @@ def oci_config(record: Record, security: SecurityOptions, around: Surroundings) 
         rules = device_rules(mapped_rules, host.device_cgroup_rules or ())
     linux: dict[str, Any] = {
         "namespaces": namespaces,
-        "cgroupsPath": os.path.join(
-            "/", host.cgroup_parent or around.cgroup_parent or DEFAULT_PARENT, record.id
-        ),
+        "cgroupsPath": os.path.join(cgroup_parent(host.cgroup_parent or around.cgroup_parent), record.id),
         "resources": linux_resources(host) | {"devices": rules},
         "devices": devices,
         "sysctl": _sysctls(record, own, around.ids),
@@ -186,6 +184,11 @@ def merge_environment(base: list[str], changes: list[str] | tuple[str, ...]) -> 
         else:
             values.pop(name, None)
     return list(values.values())
+
+
+def cgroup_parent(path: str) -> str:
+    """The control group that a container's is made in, from the root; `..` does not lead above that."""
+    return os.path.normpath("/" + (path or DEFAULT_PARENT).lstrip("/"))
 
 
 def _namespaces(record: Record, around: Surroundings) -> list[dict[str, str]]:

@@ -145,7 +145,6 @@ class Step:
             failure = launch.start_error(error)[1]
             if error.stage == "user":
                 failure.message = error.text
-            failure.message = failure.message.removesuffix(": unknown")
             raise failure
 
     async def _end(self, exit: asyncio.Future[Exit]) -> None:

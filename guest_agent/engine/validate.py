@@ -97,8 +97,8 @@ def check_config(config: ContainerConfig) -> None:
     """The part of the settings that does not depend on the host."""
     if len(config.hostname.encode()) > MAX_HOSTNAME:
         raise InvalidParameter(f'hostname "{config.hostname}" is too long (maximum {MAX_HOSTNAME} bytes)')
-    _check_word("hostname", config.hostname)
-    _check_word("domain name", config.domainname)
+    _check_line("hostname", config.hostname)
+    _check_line("domain name", config.domainname)
     if config.working_dir and not config.working_dir.startswith("/"):
         raise InvalidParameter(
             f"the working directory '{config.working_dir}' is invalid, it needs to be an absolute path"
@@ -117,6 +117,12 @@ def check_config(config: ContainerConfig) -> None:
         _check_port(port)
     if config.healthcheck is not None:
         _check_health(config.healthcheck)
+
+
+def _check_line(what: str, text: str) -> None:
+    """Docker takes names with spaces, but what goes into hosts must not become further lines of it."""
+    if not text.isprintable():
+        raise InvalidParameter(f"invalid {what} {text!r}: it has control characters")
 
 
 def _check_word(what: str, text: str) -> None:
@@ -192,7 +198,7 @@ def check_host_config(host: HostConfig, limits: dict[str, Any]) -> list[str]:
     for path in (*(host.masked_paths or ()), *(host.readonly_paths or ())):
         if "\0" in path:
             raise InvalidParameter(f"invalid path {path!r}: it has a zero byte")
-    if ".." in host.cgroup_parent.split("/") or not host.cgroup_parent.isprintable():
+    if not host.cgroup_parent.isprintable():
         raise InvalidParameter(f"invalid cgroup parent {host.cgroup_parent!r}")
     _check_ports(host)
     check_restart_policy(host.restart_policy)

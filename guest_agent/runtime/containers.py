@@ -86,8 +86,11 @@ class Container:
             self._clean_up()
             if isinstance(e, StageError):
                 raise Failure("launch", e.text, e.stage, e.errno) from e
-            detail = f"{e.strerror}: {e.filename}" if isinstance(e, OSError) else str(e)
-            text = f"unable to apply cgroup configuration: {detail}"
+            if isinstance(e, OSError):
+                text = f"unable to apply cgroup configuration: {e.strerror}: {e.filename}"
+            else:
+                what = "error setting cgroup config for procHooks process"
+                text = f"error during container init: {what}: {e}"
             raise Failure("launch", text, "cgroup", getattr(e, "errno", 0) or 0) from e
 
     def _launched(self, on_start: Callable[[Failure | None], None]) -> Callable[[Failure | None], None]:

@@ -47,7 +47,7 @@ _NAMESPACES = {
 _ALL_BUT_USER = (
     s.CLONE_NEWNS | s.CLONE_NEWUTS | s.CLONE_NEWIPC | s.CLONE_NEWPID | s.CLONE_NEWNET | s.CLONE_NEWCGROUP
 )
-_EINVAL, _SIGKILL = 22, 9
+_ENOTDIR, _EINVAL, _SIGKILL = 20, 22, 9
 EXIT_FAILED = 125
 """The exit status of a launch child that could not become its process."""
 
@@ -212,6 +212,8 @@ def start(job: Job) -> None:
 def enter(job: Job) -> None:
     """Joins a running container and becomes one more process of it."""
     spec = job.request["process"]
+    if not spec["cwd"].startswith("/"):
+        raise StageError("process", _EINVAL, "Cwd must be an absolute path")
     assert job.cgroup is not None
     # Of v2 only the child that goes on is to be a member, and is born as one: moving waits for a grace
     # period of the kernel's. It so must be cloned before the cgroup namespace is joined, which must hold
@@ -645,6 +647,13 @@ def _make_cwd(root: RootFd, spec: dict[str, Any]) -> None:
     cwd = spec.get("cwd") or "/"
     try:
         os.close(root.mkdirs(cwd))
+    except NotADirectoryError as e:
+        try:
+            root.stat(cwd)
+            text = f"Cannot mkdir: {cwd} is not a directory"
+        except OSError:
+            text = f"mkdir {cwd}: not a directory"
+        raise StageError("mkcwd", _ENOTDIR, text) from e
     except OSError as e:
         raise in_init("cwd", f"mkdir {cwd}", e) from e
 

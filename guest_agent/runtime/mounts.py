@@ -69,6 +69,8 @@ class Mount:
     def failed(self, error: OSError, doing: str = "mount") -> StageError:
         """runc's sentence for a mount that did not work."""
         what = f'error mounting "{self.source}" to rootfs at "{self.destination}": {doing} {self.source}'
+        if doing == "mount":
+            what += f":{self.destination}"
         return in_init("mount", what, error)
 
 
@@ -229,6 +231,9 @@ class Rootfs:
         if mount.kind in _PSEUDO or destination in ("/proc", "/sys", "/dev"):
             _refuse_links(self.root, destination)
         target = self.root.mkdirs(destination) if directory else self.root.touch(destination)
+        if not directory and stat.S_ISDIR(os.fstat(target).st_mode):
+            os.close(target)
+            raise OSError(_ENOTDIR, "")  # as mount(2) has it; move_mount(2) says EINVAL
         where = self.resolved(target)
         problem = ""
         if where == "/":

@@ -70,7 +70,15 @@ def test_codes(docker: Cli, box: str) -> None:
     assert result.code == 127
     assert 'exec: "nosuch": executable file not found in $PATH' in result.err + result.out
     assert docker("exec", box, "/etc/passwd").code == 126
-    assert docker("exec", "-w", "/nowhere", box, "true").code == 127
+    failed = "OCI runtime exec failed: exec failed:"
+    chdir = f'{failed} unable to start container process: chdir to cwd ("%s") set in config.json failed:'
+    for directory, code, text in (
+        ("/nowhere", 127, f"{chdir % '/nowhere'} no such file or directory"),
+        ("/etc/passwd", 127, f"{chdir % '/etc/passwd'} not a directory: Are you trying to mount"),
+        ("relative", 128, f"{failed} Cwd must be an absolute path"),
+    ):
+        result = docker("exec", "-w", directory, box, "true")
+        assert (result.code, result.out[: len(text)]) == (code, text)
     assert docker("exec", box, "sh", "-c", "kill -9 $$").code == 137
     assert docker("exec", "-u", "nosuch", box, "true").code == 1
 

@@ -19,6 +19,7 @@ ACCEPTED = """\
 --attach stderr
 --cap-add ALL --cap-drop ALL
 --cgroup-parent wherry-options
+--cgroup-parent wherry-options/../../wherry-options
 --cgroupns host
 --cgroupns private
 --cidfile cid
@@ -98,6 +99,7 @@ EFFECTS = """\
 --security-opt no-new-privileges=false | grep NoNewPrivs /proc/self/status | NoNewPrivs: 0
 --security-opt seccomp=unconfined | grep Seccomp: /proc/self/status | Seccomp: 0
 --security-opt systempaths=unconfined | mount | grep -c ' /proc/' | 0
+--hostname 'a b' | hostname; cat /etc/hostname; grep -c 'a b$' /etc/hosts | a b a b 1
 --shm-size 1m | df -k /dev/shm | awk 'END {print $2}' | 1024
 --shm-size 0 | df -k /dev/shm | awk 'END {print $2}' | 65536
 --sysctl fs.mqueue.msg_max=20 | cat /proc/sys/fs/mqueue/msg_max | 20
@@ -147,6 +149,9 @@ REFUSED = """\
 --volume DIR:/ | invalid volume specification
 --volume DIR:/d:odd | invalid mode: odd
 --volumes-from nosuch | No such container: nosuch
+--volume DIR:/etc/passwd | not a directory: Are you trying to mount a directory onto a file (or vice-versa)?
+--volume DIR/../env:/etc | not a directory: Are you trying to mount a directory onto a file (or vice-versa)?
+--workdir /etc/passwd | Error response from daemon: Cannot mkdir: /etc/passwd is not a directory
 --workdir rel | the working directory 'rel' is invalid, it needs to be an absolute path
 """
 
