@@ -61,6 +61,26 @@ def image_of(result: Result) -> str:
     return found
 
 
+def test_targets_of_a_bake_share_their_context(
+    buildx: Cli, loaded: Callable[[str], str], context: Path
+) -> None:
+    """buildx then sends the directory by a session of its own, which it opens within gRPC."""
+    loaded("busybox:latest")
+    for name in ("one", "two"):
+        (context / f"{name}.txt").write_text(name)
+        (context / f"{name}.Dockerfile").write_text(f"FROM busybox\nCOPY {name}.txt /got\n")
+    group = {"default": {"targets": ["one", "two"]}}
+    targets = {
+        name: {"context": str(context), "dockerfile": f"{name}.Dockerfile", "tags": [f"baked-{name}"]}
+        for name in ("one", "two")
+    }
+    (context / "bake.json").write_text(json.dumps({"group": group, "target": targets}))
+    done = buildx("buildx", "bake", "-f", "bake.json", cwd=context, timeout=120)
+    assert done.code == 0, done
+    for name in ("one", "two"):
+        assert buildx.ok("run", "--rm", f"baked-{name}", "cat", "/got") == name
+
+
 def test_an_image_is_built_and_then_cached(build: Build, docker: Cli) -> None:
     text = "FROM busybox\nRUN echo said; echo hello > /f\nCOPY a /a\nCMD cat /f /a\n"
     result = build(text, "-t", "bx:one", files={"a": "copied\n"})

@@ -9,7 +9,7 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
-from guest_agent.api.buildkit import messages
+from guest_agent.api.buildkit import messages, session_stream
 from guest_agent.api.buildkit.solve import Job, Jobs, SolveError
 from guest_agent.engine.engine import Engine
 from guest_agent.engine.info import engine_id
@@ -86,6 +86,12 @@ class BuildServices:
         table: dict[str, tuple[Method, Cardinality, Any, Any]] = {
             _CONTROL + "Solve": (self._solve, one, messages.SolveRequest, messages.SolveResponse),
             _CONTROL + "Status": (self._status, many, messages.StatusRequest, messages.StatusResponse),
+            _CONTROL + "Session": (
+                self._session,
+                Cardinality.STREAM_STREAM,
+                messages.BytesMessage,
+                messages.BytesMessage,
+            ),
             _CONTROL + "ListWorkers": (self._workers, one, empty, messages.ListWorkersResponse),
             _CONTROL + "Info": (self._info, one, empty, messages.InfoResponse),
             _BRIDGE + "Ping": (self._ping, one, empty, messages.PongResponse),
@@ -114,6 +120,9 @@ class BuildServices:
         finally:
             self._jobs.ended(job)
         await stream.send_message(messages.SolveResponse(ExporterResponse=answer))
+
+    async def _session(self, stream: Stream[Any, Any]) -> None:
+        await session_stream.serve(self._jobs.sessions, stream)
 
     async def _status(self, stream: Stream[Any, Any]) -> None:
         request = await _request(stream)

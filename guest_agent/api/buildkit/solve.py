@@ -115,7 +115,7 @@ class Jobs:
 
     def __init__(self, builder: Callable[[], Builder], sessions: Sessions) -> None:
         self._builder = builder
-        self._sessions = sessions
+        self.sessions = sessions
         self._jobs: dict[str, Job] = {}
         self._changed = asyncio.Condition()
 
@@ -123,7 +123,7 @@ class Jobs:
         """A new build. NotSupported for a name that is taken."""
         if request.Ref in self._jobs:
             raise NotSupported(f"a build named {request.Ref} is there already", "Choose another name.")
-        job = Job(request, self._builder(), self._sessions)
+        job = Job(request, self._builder(), self.sessions)
         async with self._changed:
             self._jobs[request.Ref] = job
             self._changed.notify_all()
