@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 
 def in_thread(work: Callable[[], T], name: str) -> Awaitable[T]:
@@ -79,3 +80,13 @@ def blocking_reader(pieces: AsyncIterator[bytes]) -> Callable[[int], bytes]:
         return asyncio.run_coroutine_threadsafe(piece(), loop).result()
 
     return read
+
+
+def blocking_writer(send: Callable[[P], Coroutine[Any, Any, None]]) -> Callable[[P], None]:
+    """A function for a thread that does `send` on the event loop and waits for it; raises what it does."""
+    loop = asyncio.get_running_loop()
+
+    def write(what: P) -> None:
+        asyncio.run_coroutine_threadsafe(send(what), loop).result()
+
+    return write

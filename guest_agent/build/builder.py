@@ -13,6 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from guest_agent.build import context
@@ -58,14 +59,16 @@ class Builder:
         """A directory for one build's files; the caller removes it."""
         return context.Scratch(self._work, self.engine.images.snapshots.retire)
 
-    async def build(self, request: BuildRequest, listener: Listener) -> BuildResult:
+    async def build(
+        self, request: BuildRequest, listener: Listener, lease: Lease | None = None
+    ) -> BuildResult:
         """Builds an image. Raises DockerfileError and InvalidParameter for what is wrong with the Dockerfile,
-        StepFailed for a step that fails.
+        StepFailed for a step that fails. `lease`: the caller's, which then holds the result's layers.
         """
         scratch = self.scratch()
         try:
-            with self.engine.images.lease() as lease:
-                return await _Build(self, request, listener, scratch, lease).run()
+            with nullcontext(lease) if lease else self.engine.images.lease() as held:
+                return await _Build(self, request, listener, scratch, held).run()
         finally:
             scratch.remove()
 
@@ -124,16 +127,19 @@ class _Build:
             await self._end()
             if self._around.hits:
                 self._builder.cache.used(self._around.hits)
-        image = await self._commit(state)
-        names = []
-        for name in self._request.tags:
-            await self._builder.images.tag(image.id, name)
-            names.append(name.familiar)
+        state = await self._finished(state)
+        id, names = state.image_id(), []
+        if self._request.keep:
+            await self._commit(state)
+            for name in self._request.tags:
+                await self._builder.images.tag(id, name)
+                names.append(name.familiar)
         used = self._around.used_args | {
             definition.name for each in self._dockerfile.arguments for definition in each.definitions
         }
         return BuildResult(
-            image.id,
+            id,
+            state,
             tuple(names),
             tuple(unused(self._around.build_args, used | {"SOURCE_DATE_EPOCH"})),
             tuple(warning.message for warning in self._dockerfile.warnings),
@@ -240,7 +246,8 @@ class _Build:
             except EngineError as error:
                 log.info("cache-from %s: %s", name, error.message)
 
-    async def _commit(self, state: State) -> Image:
+    async def _finished(self, state: State) -> State:
+        """The target with --label and --squash. InvalidParameter when there is nothing in it."""
         labels = dict(self._request.labels)
         if labels:
             changed = state.with_config(Labels={**(state.config.get("Labels") or {}), **labels})
@@ -258,15 +265,17 @@ class _Build:
             )
         if not state.history and not state.layers:
             raise InvalidParameter("No image was generated. Is your Dockerfile empty?")
+        return state
+
+    async def _commit(self, state: State) -> None:
+        store = self._engine.images
         try:
-            return store.by_id(state.image_id())  # all of it was in the cache
+            store.by_id(state.image_id())  # all of it was in the cache
         except NotFound:
-            pass
-
-        def work() -> Image:
-            return add_image(store, self._lease, state.document(), state.blobs(store), (), state.base)[0]
-
-        return await to_the_end(work, "build-commit")
+            await to_the_end(
+                lambda: add_image(store, self._lease, state.document(), state.blobs(store), (), state.base),
+                "build-commit",
+            )
 
 
 def _first_cause(failed: list[asyncio.Task[State]]) -> BaseException:

@@ -32,6 +32,7 @@ from guest_agent.threads import to_the_end
 
 if TYPE_CHECKING:
     from guest_agent.build.steps import Outcome, StageRun
+    from guest_agent.engine.engine import Engine
 
 T = TypeVar("T")
 _REMOTE = re.compile(r"https?://", re.IGNORECASE)
@@ -50,25 +51,25 @@ async def source_of(stage: StageRun, name: str) -> Origin:
     return await stage.around.state_of(name, stage.planned.index, str(stage.platform))
 
 
-def view_directory(stage: StageRun) -> str:
+def view_directory(engine: Engine) -> str:
     """The directory where a thread has a view of a stage, in a mount namespace of its own."""
-    path = stage.around.engine.roots.run_path("view")
+    path = engine.roots.run_path("view")
     os.makedirs(path, 0o700, exist_ok=True)
     return path
 
 
 async def with_source(stage: StageRun, source: Origin, function: Callable[[RootFd], T]) -> T:
     """Calls `function` with the tree of a source, in a thread."""
-    return await to_the_end(lambda: look(stage, source, function), "build-files")
+    return await to_the_end(lambda: look(stage.around.engine, source, function), "build-files")
 
 
-def look(stage: StageRun, source: Origin, function: Callable[[RootFd], T]) -> T:
+def look(engine: Engine, source: Origin, function: Callable[[RootFd], T]) -> T:
     """The same, blocking."""
     if isinstance(source, str):
         with RootFd.at(source) as root:
             return function(root)
-    overlay = Overlay(stage.around.engine.images.snapshots.lower(source.chains))
-    return with_view(overlay, (), view_directory(stage), function, read_only=True)
+    overlay = Overlay(engine.images.snapshots.lower(source.chains))
+    return with_view(overlay, (), view_directory(engine), function, read_only=True)
 
 
 class _Files:
@@ -167,7 +168,7 @@ class _Files:
                 select(selection, root, patterns, parents, verb)
                 return function(selection)
 
-        return look(self.stage, source, work)
+        return look(self.stage.around.engine, source, work)
 
     def count(self) -> int:
         """How many things were named; several must go to a directory."""
@@ -256,7 +257,7 @@ def write_layer(stage: StageRun, work: Callable[[RootFd], None]) -> LayerRow | N
     overlay = store.prepare_on(id, "", state.chains)
     try:
         try:
-            with_view(overlay, (), view_directory(stage), work)
+            with_view(overlay, (), view_directory(around.engine), work)
         except OSError as error:
             raise InvalidParameter(f"{(error.strerror or str(error)).lower()}: {error.filename or ''}")
         return take_layer(store, around.lease, id, state.diffs, around.epoch)
@@ -295,7 +296,7 @@ def prepare_directory(stage: StageRun, instruction: types.Workdir) -> Outcome:
         def missing(root: RootFd) -> bool:
             return not root.exists(path)
 
-        if not look(stage, stage.state, missing):
+        if not look(stage.around.engine, stage.state, missing):
             return None
 
         def work(root: RootFd) -> None:

@@ -89,7 +89,7 @@ class Mounting:
         if not self._missing:
             return
         overlay = self._stage.around.engine.images.overlay(step.id)
-        scratch = copies.view_directory(self._stage)
+        scratch = copies.view_directory(self._stage.around.engine)
         missing = self._missing
         await to_the_end(
             lambda: with_view(overlay, (), scratch, lambda root: remove(root, missing)), "build-mounts"
@@ -98,7 +98,7 @@ class Mounting:
     def _not_there(self, step: Step) -> list[str]:
         overlay = self._stage.around.engine.images.overlay(step.id)
         targets = [point.destination for point in step.mounts]
-        scratch = copies.view_directory(self._stage)
+        scratch = copies.view_directory(self._stage.around.engine)
         return with_view(Overlay(overlay.lower), (), scratch, lambda root: _absent(root, targets))
 
     async def _bind(self, step: Step, mount: types.Mount, path: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from guest_agent.build.dockerfile.types import Lines
+from guest_agent.build.state import State
 from guest_agent.engine.container_config import HostConfig
 from guest_agent.images.auth import Credentials
 from guest_agent.images.platforms import Platform
@@ -92,13 +93,17 @@ class BuildRequest:
     ssh: Callable[[str], Awaitable[str]] | None = None  # id → path of a listening agent socket of ours
     contexts: frozenset[str] = frozenset()  # names that `context` knows beside the main one
     allow_insecure: bool = False  # `RUN --security=insecure`
+    keep: bool = (
+        True  # the result becomes an image of the engine's; else its layers last as long as the lease
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
     """What came of it."""
 
-    image_id: str
+    image_id: str  # that it has, or would have if it was kept
+    state: State
     tagged: tuple[str, ...]  # familiar names
     unused_args: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 
 from guest_agent.images import manifest
-from guest_agent.images.content import BlobWriter, digest_of
+from guest_agent.images.content import BlobWriter
 from guest_agent.images.decompress import Read, kind_of
 from guest_agent.images.manifest import Descriptor
+from guest_agent.images.package import package_of
 from guest_agent.images.reference import Reference
 from guest_agent.images.snapshots import chain_ids
 from guest_agent.images.store import Image, ImageStore, LayerRow, Lease
@@ -123,8 +124,7 @@ def add_image(
 
     Returns what `ImageStore.add_image` does.
     """
-    described = Descriptor(manifest.OCI_CONFIG, digest_of(config), len(config))
-    document = manifest.image_manifest(described, blobs)
-    lease.hold(described.digest, digest_of(document))
+    made = package_of(config, blobs)
+    lease.hold(made.config.digest, made.descriptor.digest)
     store.content.put(config)
-    return store.add_image(described.digest, store.content.put(document), names, parent)
+    return store.add_image(made.config.digest, store.content.put(made.manifest), names, parent)

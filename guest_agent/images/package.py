@@ -7,6 +7,7 @@ when it was made. So what is sent has the digests it had before.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guest_agent.errors import NotFound
@@ -50,6 +51,13 @@ def package(store: ImageStore, image: Image) -> Package:
         layers.append(Descriptor(_oci(row.media_type), row.blob, store.content.size(row.blob)))
     config = Descriptor(manifest.OCI_CONFIG, image.id, store.content.size(image.id))
     return Package(manifest.image_manifest(config, layers), manifest.OCI_MANIFEST, config, layers)
+
+
+def package_of(config: bytes, layers: Sequence[Descriptor]) -> Package:
+    """An image that is made here, of its configuration and layers."""
+    described = Descriptor(manifest.OCI_CONFIG, digest_of(config), len(config))
+    document = manifest.image_manifest(described, layers)
+    return Package(document, manifest.OCI_MANIFEST, described, list(layers))
 
 
 def _descriptor(item: dict[str, object]) -> Descriptor:

@@ -14,7 +14,7 @@ from typing import Any
 
 from guest_agent.images import manifest, reference, tar
 from guest_agent.images.manifest import Descriptor
-from guest_agent.images.package import package
+from guest_agent.images.package import Package, package
 from guest_agent.images.reference import Reference
 from guest_agent.images.store import Image, ImageStore, Lease
 from guest_agent.images.tar import Entry, TarWriter
@@ -62,7 +62,25 @@ def select(store: ImageStore, names: Sequence[str]) -> list[Selected]:
 def save(store: ImageStore, selected: Sequence[Selected], write: Callable[[bytes], object]) -> None:
     """Writes the archive. Blocks; raises what `write` raises, NotFound when the store misses a blob."""
     with store.lease() as lease:
-        _Archive(store, lease, write).write(selected)
+        write_archive(
+            store, lease, [Item(package(store, each.image), each.names) for each in selected], write
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image in an archive. `config`: its configuration, None where the store has it as a blob."""
+
+    package: Package
+    names: Sequence[Reference]
+    config: bytes | None = None
+
+
+def write_archive(
+    store: ImageStore, lease: Lease, items: Sequence[Item], write: Callable[[bytes], object]
+) -> None:
+    """The same for images that need not be the store's, whose layers are. Blocks."""
+    _Archive(store, lease, write).write(items)
 
 
 class _Archive:
@@ -72,24 +90,27 @@ class _Archive:
         self._tar = TarWriter(write)
         self._written: set[str] = set()
 
-    def write(self, selected: Sequence[Selected]) -> None:
+    def write(self, items: Sequence[Item]) -> None:
         index: list[dict[str, Any]] = []
         docker: list[dict[str, Any]] = []
         repositories: dict[str, dict[str, str]] = {}
         for directory in ("blobs/", "blobs/sha256/"):
             self._tar.add(Entry(directory, tar.DIRECTORY, 0o755))
-        for item in selected:
-            packed = package(self._store, item.image)
-            layers, described = packed.layers, packed.descriptor
-            self._lease.hold(item.image.id, *(layer.digest for layer in layers))
+        for item in items:
+            packed = item.package
+            layers, described, config = packed.layers, packed.descriptor, packed.config.digest
+            self._lease.hold(config, *(layer.digest for layer in layers))
             for layer in layers:
                 self._blob(layer.digest)
-            self._blob(item.image.id)
-            self._data(f"blobs/sha256/{described.digest.partition(':')[2]}", packed.manifest)
+            if item.config is None:
+                self._blob(config)
+            else:
+                self._data(_path(config), item.config)
+            self._data(_path(described.digest), packed.manifest)
             index += self._described(described, item)
             docker.append(
                 {
-                    "Config": _path(item.image.id),
+                    "Config": _path(config),
                     "RepoTags": [name.familiar for name in item.names] or None,
                     "Layers": [_path(layer.digest) for layer in layers],
                 }
@@ -106,7 +127,7 @@ class _Archive:
         self._tar.close()
 
     @staticmethod
-    def _described(described: Descriptor, item: Selected) -> list[dict[str, Any]]:
+    def _described(described: Descriptor, item: Item) -> list[dict[str, Any]]:
         if not item.names:
             return [described.json()]
         return [

@@ -121,7 +121,7 @@ class TreeWriter:
             file = reopen(fd, os.O_RDONLY)
             try:
                 entry.size = details.st_size
-                entry.xattrs = _attributes(file, self._whole)
+                entry.xattrs = attributes(file, self._whole)
                 if self._whole and details.st_blocks * 512 < details.st_size:
                     entry.sparse = _regions(file, details.st_size)
                 if entry.sparse is not None:
@@ -136,11 +136,11 @@ class TreeWriter:
         elif kind in (tar.CHAR, tar.BLOCK_DEVICE):
             entry.major, entry.minor = os.major(details.st_rdev), os.minor(details.st_rdev)
         elif kind == tar.DIRECTORY:
-            entry.xattrs = _attributes(f"/proc/self/fd/{fd}", self._whole)
+            entry.xattrs = attributes(f"/proc/self/fd/{fd}", self._whole)
         self._writer.add(entry)
 
 
-def _attributes(file: int | str, whole: bool) -> dict[str, bytes]:
+def attributes(file: int | str, whole: bool) -> dict[str, bytes]:
     """The extended attributes that an archive carries: file capabilities and the user's own, or all."""
     try:
         names = os.listxattr(file)

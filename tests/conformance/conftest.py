@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support import images
-from tests.support.cli import Cli
+from tests.support.cli import Cli, buildx_directory
 from tests.support.images import Image
 
 
@@ -42,3 +44,14 @@ def loaded(docker: Cli, image: Callable[[str], Image]) -> Callable[[str], str]:
         return name
 
     return load
+
+
+@pytest.fixture
+def buildx(docker: Cli, tmp_path: Path) -> Cli:
+    """The docker CLI that finds the buildx plugin."""
+    config = tmp_path / "config"
+    config.mkdir()
+    (config / "config.json").write_text(json.dumps({"cliPluginsExtraDirs": [str(buildx_directory())]}))
+    cli = Cli(docker.command, docker.host, config)
+    cli.env |= {"BUILDKIT_PROGRESS": "plain"}
+    return cli

@@ -13,22 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Cli, Result, buildx_directory
+from tests.support.cli import Cli, Result
 
 pytestmark = pytest.mark.root
 
 Build = Callable[..., Result]
-
-
-@pytest.fixture
-def buildx(docker: Cli, tmp_path: Path) -> Cli:
-    """The docker CLI that finds the buildx plugin."""
-    config = tmp_path / "config"
-    config.mkdir()
-    (config / "config.json").write_text(json.dumps({"cliPluginsExtraDirs": [str(buildx_directory())]}))
-    cli = Cli(docker.command, docker.host, config)
-    cli.env |= {"BUILDKIT_PROGRESS": "plain"}
-    return cli
 
 
 @pytest.fixture

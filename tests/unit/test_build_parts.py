@@ -19,7 +19,9 @@ from guest_agent.build.placing import Placement, place
 from guest_agent.build.plan import make_plan
 from guest_agent.build.request import BuildResult, StepInfo
 from guest_agent.build.selection import Selection, digest, select
+from guest_agent.build.state import State
 from guest_agent.errors import EngineError, InvalidParameter
+from guest_agent.images.platforms import host
 from guest_agent.kernel.paths import RootFd
 from host_client.cli.context import from_folder
 from host_client.cli.ignore import Patterns, read
@@ -155,7 +157,7 @@ def test_stages_are_told_one_after_the_other() -> None:
     listener.ended(step(0, 1), False, "sha256:" + "a" * 64, "")
     listener.stage_ended(0)
     listener.ended(step(1, 3), True, "sha256:" + "b" * 64, "")
-    listener.finished(BuildResult("sha256:" + "b" * 64, ("x:latest",), ("NOPE",)))
+    listener.finished(BuildResult("sha256:" + "b" * 64, State(host()), ("x:latest",), ("NOPE",)))
     text = "".join(message.get("stream", "") for message in said)
     assert text == (
         "Step 1/4 : RUN 1\n\x1b[91mone\x1b[0m ---> aaaaaaaaaaaa\n"

@@ -1,59 +1,223 @@
-"""What becomes of a build's result: an image of the engine's, files for the client."""
+"""What becomes of a build's result: an image of the engine's, files or an archive for the client."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from guest_agent.api.buildkit.progress import Progress
+from guest_agent.api.buildkit.progress import Progress, Vertex
+from guest_agent.api.buildkit.sending import Write, send_file, send_tree
 from guest_agent.api.buildkit.session import Session
+from guest_agent.build.copies import look
 from guest_agent.build.request import BuildResult
-from guest_agent.errors import NotSupported
+from guest_agent.errors import InvalidParameter, NotSupported
 from guest_agent.images import reference
+from guest_agent.images.package import package_of
 from guest_agent.images.reference import Reference
+from guest_agent.images.save import Item, write_archive
+from guest_agent.images.store import Lease
+from guest_agent.images.tar import TarWriter
+from guest_agent.images.tree import TreeWriter
+from guest_agent.kernel.paths import RootFd
 
 if TYPE_CHECKING:
-    from guest_agent.build.builder import Builder
+    from guest_agent.engine.engine import Engine
 
-_IMAGE_TYPES = ("moby", "image", "docker")
+_IMAGES = ("moby", "image")
+_ARCHIVES = ("oci", "docker")
+_TRUE, _FALSE = ("1", "t", "true"), ("", "0", "f", "false")
+# Attributes that ask for what is so in any case, with the values that do.
+_AS_IT_IS = {
+    "compression": ("gzip",),
+    "force-compression": _FALSE,
+    "oci-mediatypes": _TRUE,
+    "oci-artifact": _FALSE,
+    "unpack": (*_TRUE, *_FALSE),
+    "store": _TRUE,
+    "rewrite-timestamp": _FALSE,
+    "push-by-digest": _FALSE,
+    "name-canonical": _FALSE,
+    "registry.insecure": _FALSE,
+    "mode": ("", "copy"),
+    "tar": _TRUE,
+    "buildinfo": _FALSE,
+    "attestation-prefix": ("",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an export has to work with."""
+
+    engine: Engine
+    lease: Lease  # holds the result's layers
+    session: Session
+    credentials: Callable[[str], Any]
+    progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An image that stays here, under its names; `docker build -t`, `--load`."""
+    """One `--output`, the `number`th of its build."""
 
+    number: int
+    kind: str
     tags: Sequence[Reference]
+    push: bool = False
 
-    async def run(
-        self, number: int, result: BuildResult, builder: Builder, session: Session, progress: Progress
-    ) -> dict[str, str]:
-        """Tells of the image that is there; what a client's `--iidfile` and `--metadata-file` hold."""
-        with progress.vertex("exporting to image") as vertex:
+    @property
+    def keeps(self) -> bool:
+        """Is the result to be an image of the engine's?"""
+        return self.kind in _IMAGES
+
+    async def run(self, result: BuildResult, work: Work) -> dict[str, str]:
+        """Carries it out; what a client's `--iidfile` and `--metadata-file` hold. EngineError."""
+        if self.keeps:
+            return await self._image(result, work)
+        if self.kind in _ARCHIVES:
+            return await self._archive(result, work)
+        if self.kind == "tar":
+            await self._tar(result, work)
+        else:
+            await self._local(result, work)
+        return {}
+
+    async def _image(self, result: BuildResult, work: Work) -> dict[str, str]:
+        digest = result.image_id
+        with work.progress.vertex("exporting to image") as vertex:
             vertex.status("exporting layers", done=True)
             vertex.status(f"writing image {result.image_id}", done=True)
             for tag in self.tags:
                 vertex.status(f"naming to {tag}", done=True)
-        answer = {
-            "containerimage.config.digest": result.image_id,
-            "containerimage.digest": result.image_id,
-        }
+            if self.push:
+                for tag in self.tags:
+                    digest = await _pushed(tag, work, vertex)
+        return self._answer(result, digest)
+
+    def _answer(self, result: BuildResult, digest: str) -> dict[str, str]:
+        answer = {"containerimage.config.digest": result.image_id, "containerimage.digest": digest}
         if self.tags:
             answer["image.name"] = ",".join(str(tag) for tag in self.tags)
         return answer
 
+    async def _archive(self, result: BuildResult, work: Work) -> dict[str, str]:
+        store, state = work.engine.images, result.state
+        config = state.document()
+        packed = package_of(config, state.blobs(store))
+        item = Item(packed, self.tags, config)
+        with work.progress.vertex(f"exporting to {self.kind} image format") as vertex:
+            vertex.status("exporting layers", done=True)
+            vertex.status(f"exporting manifest {packed.descriptor.digest}", done=True)
+            vertex.status(f"exporting config {packed.config.digest}", done=True)
+            vertex.status("sending tarball")
+
+            def write(out: Write) -> None:
+                write_archive(store, work.lease, [item], out)
+
+            answer = self._answer(result, packed.descriptor.digest)
+            await send_file(work.session, self.number, write, answer)
+            vertex.status("sending tarball", done=True)
+        return answer
+
+    async def _tar(self, result: BuildResult, work: Work) -> None:
+        with work.progress.vertex("exporting to client tarball") as vertex:
+            vertex.status("sending tarball")
+
+            def write(out: Write) -> None:
+                tar = TarWriter(out)
+                look(work.engine, result.state, lambda root: TreeWriter(tar).add(root.fd, "", False))
+                tar.close()
+
+            await send_file(work.session, self.number, write, {})
+            vertex.status("sending tarball", done=True)
+
+    async def _local(self, result: BuildResult, work: Work) -> None:
+        with work.progress.vertex("exporting to client directory") as vertex:
+            copied = _Copied(vertex)
+
+            def with_tree(function: Callable[[RootFd], None]) -> None:
+                look(work.engine, result.state, function)
+
+            await send_tree(work.session, self.number, with_tree, told=copied.told)
+            copied.end()
+
+
+class _Copied:
+    """How much of a directory has been sent, said about once a megabyte."""
+
+    def __init__(self, vertex: Vertex) -> None:
+        self._vertex = vertex
+        self._loop = asyncio.get_running_loop()
+        self._sent = self._said = 0
+        vertex.status("copying files")
+
+    def told(self, done: int) -> None:
+        self._sent = done
+        if done - self._said > 1 << 20:
+            self._said = done
+            self._loop.call_soon_threadsafe(self._vertex.status, "copying files", done)
+
+    def end(self) -> None:
+        self._vertex.status("copying files", self._sent, done=True)
+
+
+async def _pushed(tag: Reference, work: Work, vertex: Vertex) -> str:
+    """Pushes an image under a name it has; the manifest's digest."""
+    loop = asyncio.get_running_loop()
+    digest = ""
+
+    def say(message: dict[str, Any]) -> None:
+        nonlocal digest
+        digest = (message.get("aux") or {}).get("Digest") or digest
+        if message.get("id"):
+            loop.call_soon_threadsafe(layer, message)
+
+    def layer(message: dict[str, Any]) -> None:
+        detail, text = message.get("progressDetail") or {}, message.get("status") or ""
+        done = not text.startswith(("Preparing", "Waiting", "Pushing"))
+        current, total = detail.get("current") or 0, detail.get("total") or 0
+        vertex.status(f"pushing layer {message['id']}", current, total, done=done)
+
+    await work.engine.images.push(tag, None, await work.credentials(tag.domain), say)
+    vertex.status(f"pushing manifest for {tag}@{digest}", done=True)
+    return digest
+
 
 def exports_of(request: Any) -> list[Export]:
-    """What a SolveRequest wants. NotSupported by the exporter's name, InvalidParameter for a bad tag."""
+    """What a SolveRequest wants. NotSupported by the name of exporter or attribute, InvalidParameter for a
+    bad tag."""
     wanted = [(each.Type, dict(each.Attrs)) for each in request.Exporters]
     if not wanted and request.ExporterDeprecated:
         wanted = [(request.ExporterDeprecated, dict(request.ExporterAttrsDeprecated))]
-    exports = []
-    for kind, attributes in wanted:
-        if kind not in _IMAGE_TYPES:
-            raise NotSupported(
-                f"--output type={kind} is not supported", "Build an image, and copy or save what is in it."
-            )
-        names = [name for name in attributes.get("name", "").split(",") if name]
-        exports.append(Export([reference.parse(name).with_default_tag() for name in names]))
-    return exports
+    return [_export(number, kind, attributes) for number, (kind, attributes) in enumerate(wanted)]
+
+
+def _export(number: int, kind: str, attributes: Mapping[str, str]) -> Export:
+    if kind not in (*_IMAGES, *_ARCHIVES, "tar", "local"):
+        raise NotSupported(
+            f"--output type={kind} is not supported", "It can be image, registry, local, tar, oci or docker."
+        )
+    names, push = "", False
+    for name, value in attributes.items():
+        if name == "name":
+            names = value
+        elif name == "push" and kind in _IMAGES:
+            push = value.lower() in _TRUE
+        elif name in ("dest", "context", "prefer-image-digest"):
+            pass  # the client's own
+        elif value.lower() not in _AS_IT_IS.get(name, ()):
+            raise NotSupported(f"--output type={kind},{name}={value} is not supported", _hint(name))
+    tags = [reference.parse(text).with_default_tag() for text in names.split(",") if text]
+    if push and not tags:
+        raise InvalidParameter("tag is needed when pushing to registry", "Name the image: -t NAME.")
+    return Export(number, kind, tags, push)
+
+
+def _hint(name: str) -> str:
+    if name == "registry.insecure":
+        return "List the registry under insecure-registries in the engine's configuration."
+    if name == "tar":
+        return "Write a tar archive, and extract it."
+    return "Leave it out."

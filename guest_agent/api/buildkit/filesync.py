@@ -22,7 +22,7 @@ from guest_agent.errors import InvalidParameter, NotFound
 from guest_agent.images import tar
 from guest_agent.images.tar import Entry, TarWriter
 
-_STAT, _REQ, _DATA, _FIN, _ERR = range(5)
+STAT, REQ, DATA, FIN, ERR = range(5)  # types of packets
 
 # Go's os.FileMode bits, which differ from the system's.
 _MODE_TYPES = {1 << 31: stat.S_IFDIR, 1 << 27: stat.S_IFLNK, 1 << 25: stat.S_IFIFO, 1 << 24: stat.S_IFSOCK}
@@ -66,7 +66,7 @@ async def receive(
             if piece:  # to a reader, nothing means the end
                 yield piece
         # The end comes with it: the client's HTTP/2 resets a call that ends before what it was sent did.
-        await stream.send_message(messages.Packet(type=_FIN), end=True)
+        await stream.send_message(messages.Packet(type=FIN), end=True)
         await receiver.until_fin()
 
 
@@ -95,7 +95,7 @@ class _Receiver:
         packet = await self._stream.recv_message()
         if packet is None:
             raise InvalidParameter("the client ended the transfer of its files")
-        if packet.type == _ERR:
+        if packet.type == ERR:
             raise InvalidParameter(f"error from sender: {packet.data.decode('utf-8', 'replace')}")
         return packet
 
@@ -104,7 +104,7 @@ class _Receiver:
         previous = ""
         while True:
             packet = await self._packet()
-            if packet.type != _STAT:
+            if packet.type != STAT:
                 raise InvalidParameter(f"unexpected packet {packet.type} among the client's files")
             if not packet.stat.path:
                 return
@@ -145,7 +145,7 @@ class _Receiver:
         """The content of small files, which come in any order."""
         wanted = {number: bytearray() for number in batch if _has_content(self._stats[number])}
         for number in wanted:
-            await self._stream.send_message(messages.Packet(type=_REQ, ID=number))
+            await self._stream.send_message(messages.Packet(type=REQ, ID=number))
         left = set(wanted)
         budget = 2 * _BATCH_BYTES
         while left:
@@ -161,7 +161,7 @@ class _Receiver:
 
     async def _content(self, number: int, entry: Entry) -> AsyncIterator[bytes]:
         """The content of one file as it comes."""
-        await self._stream.send_message(messages.Packet(type=_REQ, ID=number))
+        await self._stream.send_message(messages.Packet(type=REQ, ID=number))
         written = 0
         while data := (await self._data({number})).data:
             written += len(data)
@@ -172,14 +172,14 @@ class _Receiver:
 
     async def _data(self, expected: Container[int]) -> Any:
         packet = await self._packet()
-        if packet.type != _DATA or packet.ID not in expected:
+        if packet.type != DATA or packet.ID not in expected:
             raise InvalidParameter(f"unexpected packet {packet.type} among the content of the client's files")
         self._received += len(packet.data)
         self._told(self._received)
         return packet
 
     async def until_fin(self) -> None:
-        while (await self._packet()).type != _FIN:
+        while (await self._packet()).type != FIN:
             pass
 
 
@@ -247,3 +247,14 @@ def _entry(info: Any) -> Entry | None:
     else:
         entry.size = max(info.size, 0)
     return entry
+
+
+def go_mode(mode: int) -> int:
+    """A st_mode as Go's os.FileMode."""
+    found = mode & 0o777 | sum(bit for bit, value in _MODE_BITS.items() if mode & value)
+    if stat.S_ISCHR(mode):
+        return found | _MODE_DEVICE | _MODE_CHARACTER
+    if stat.S_ISBLK(mode):
+        return found | _MODE_DEVICE
+    kind = stat.S_IFMT(mode)
+    return found | next((bit for bit, value in _MODE_TYPES.items() if value == kind), 0)

@@ -32,6 +32,10 @@ _BUILD_ID = "buildkit-controlapi-buildid"
 _SERVING = 1
 # What the gateway can: BuildKit's names of capabilities.
 _CAPABILITIES = ("solve.base", "return", "returnmap", "proto.refarray", "importcaches", "gateway.evaluate")
+_LLB_CAPABILITIES = ("source.local", "exporter.multiple")
+_WORKER = "org.mobyproject.buildkit.worker."
+# buildx takes a builder with a snapshotter for one that has all kinds of outputs.
+_LABELS = {f"{_WORKER}executor": "wherry", f"{_WORKER}snapshotter": "overlayfs"}
 
 _STATUS = {
     InvalidParameter: Status.INVALID_ARGUMENT,
@@ -134,7 +138,7 @@ class BuildServices:
         host = platforms.host()
         return messages.WorkerRecord(
             ID=engine_id(self._engine.roots),
-            Labels={"org.mobyproject.buildkit.worker.executor": "wherry"},
+            Labels=_LABELS,
             platforms=[messages.Platform(Architecture=host.architecture, OS=host.os, Variant=host.variant)],
             BuildkitVersion=self._version(),
         )
@@ -162,7 +166,7 @@ class BuildServices:
         await stream.send_message(
             messages.PongResponse(
                 FrontendAPICaps=capabilities,
-                LLBCaps=[messages.APICap(ID="source.local", Enabled=True)],
+                LLBCaps=[messages.APICap(ID=id, Enabled=True) for id in _LLB_CAPABILITIES],
                 Workers=[self._worker()],
             )
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from guest_agent.api.buildkit import messages, options
 from guest_agent.api.buildkit.contexts import Dockerfile, SessionContext
-from guest_agent.api.buildkit.exporting import Export, exports_of
+from guest_agent.api.buildkit.exporting import Export, Work, exports_of
 from guest_agent.api.buildkit.progress import BuildListener, Progress
 from guest_agent.api.buildkit.session import Session, Sessions
 from guest_agent.build.dockerfile import DockerfileError
@@ -48,10 +48,16 @@ class Job:
         self._builder = builder
         self._sessions = sessions
         self._results: dict[str, BuildResult] = {}
+        self._lease = builder.engine.images.lease()
+        self._lease.__enter__()
 
     def exports(self) -> list[Export]:
         """What is to become of the result."""
         return exports_of(self.request)
+
+    def close(self) -> None:
+        """Lets go of the results."""
+        self._lease.__exit__()
 
     async def build(self, frontend: str, attributes: Mapping[str, str]) -> str:
         """Builds, and returns the name of the result. SolveError, EngineError."""
@@ -70,12 +76,13 @@ class Job:
                 context=context,
                 dockerfile=dockerfile.text,
                 dockerfile_name=dockerfile.name,
-                tags=[tag for export in exports for tag in export.tags],
+                tags=[tag for export in exports if export.keeps for tag in export.tags],
                 credentials=_credentials(session),
                 secret=session.secret,
                 ssh=lambda id: session.agent(id, scratch.directory()),
                 contexts=frozenset(named),
                 allow_insecure="security.insecure" in self.request.Entitlements,
+                keep=any(export.keeps for export in exports),
                 **fields,
             )
             result = await self._run(request, dockerfile)
@@ -90,7 +97,7 @@ class Job:
         listener = None
         try:
             listener = BuildListener(self.progress, dockerfile.text)
-            return await self._builder.build(request, listener)
+            return await self._builder.build(request, listener, self._lease)
         except EngineError as error:
             lines = error.lines if isinstance(error, DockerfileError) else None
             if lines is None and listener is not None and listener.failed is not None:
@@ -104,9 +111,11 @@ class Job:
         if name not in self._results:
             raise NotFound(f"no such result: {name}")
         result, answer = self._results[name], dict[str, str]()
-        for number, export in enumerate(self.exports()):
+        if exports := self.exports():
             session = await self._sessions.get(self.request.Session)
-            answer |= await export.run(number, result, self._builder, session, self.progress)
+            work = Work(self._builder.engine, self._lease, session, _credentials(session), self.progress)
+            for export in exports:
+                answer |= await export.run(result, work)
         return answer
 
 
@@ -132,6 +141,7 @@ class Jobs:
     def ended(self, job: Job) -> None:
         """A build is over; it is forgotten a little later."""
         job.progress.end()
+        job.close()
         if job.returned.done():
             if not job.returned.cancelled():
                 job.returned.exception()  # seen
