@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from guest_agent.errors import InvalidParameter
@@ -89,24 +89,61 @@ def prune(
 
     `keep`: bytes that may stay; `most`: removes only what is above so many bytes. Raises InvalidParameter.
     """
+
+    def admits(record: Mapping[str, Any]) -> bool:
+        return all(_admits(record, name, values) for name, values in filters.items())
+
+    removed = remove(
+        engine,
+        admits,
+        limit=_limit(filters),
+        everything=everything,
+        keep=max(keep, most),
+        in_use=in_use,
+    )
+    return {
+        "CachesDeleted": [record["ID"] for record in removed] or None,
+        "SpaceReclaimed": reclaimed(removed),
+    }
+
+
+def reclaimed(removed: Sequence[Mapping[str, Any]]) -> int:
+    """Bytes that removed records gave back: what images have, too, is still there."""
+    return sum(record["Size"] for record in removed if not record["Shared"])
+
+
+def is_mutable(record: Mapping[str, Any]) -> bool:
+    """Whether a build writes into it again, as into a cache mount."""
+    return bool(record["Type"] == _CACHE_MOUNT)
+
+
+def remove(
+    engine: Engine,
+    admits: Callable[[Mapping[str, Any]], bool],
+    *,
+    limit: float | None,
+    everything: bool,
+    keep: int,
+    in_use: Collection[str],
+) -> list[dict[str, Any]]:
+    """Removes the records that `admits` lets through and that were last used before `limit` (seconds since
+    the epoch), the oldest first, until no more than `keep` bytes are left (0: all of them). Blocks.
+
+    `everything`: what images need, too. Returns them.
+    """
     found = records(engine, in_use)
-    limit = _limit(filters)
     chosen = []
     for record in found:
         if record["InUse"] or (record["Shared"] and not everything):
             continue
-        if (
-            limit is not None
-            and record.get("used", os.stat(record["path"]).st_mtime if "path" in record else 0) >= limit
-        ):
-            continue
-        if all(_admits(record, name, values) for name, values in filters.items()):
+        used = record.get("used", os.stat(record["path"]).st_mtime if "path" in record else 0)
+        if (limit is None or used < limit) and admits(record):
             chosen.append(record)
     total = sum(record["Size"] for record in found)
     chosen.sort(key=lambda record: record["LastUsedAt"])
     removed: list[dict[str, Any]] = []
     for record in chosen:
-        if (keep and total <= keep) or (most and total <= most):
+        if keep and total <= keep:
             break
         total -= record["Size"]
         removed.append(record)
@@ -114,8 +151,7 @@ def prune(
     for record in removed:
         if "path" in record:
             remove_tree(record["path"])
-    reclaimed = sum(record["Size"] for record in removed if not record["Shared"])
-    return {"CachesDeleted": [record["ID"] for record in removed] or None, "SpaceReclaimed": reclaimed}
+    return removed
 
 
 def _limit(filters: Mapping[str, Sequence[str]]) -> float | None:

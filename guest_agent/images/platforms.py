@@ -162,6 +162,13 @@ def can_run(platform: Platform) -> bool:
     return not platform.architecture or fits(host(), platform) or _emulated(platform.architecture)
 
 
+def runnable() -> list[Platform]:
+    """The platforms whose programs this kernel starts, its own first."""
+    here = host()
+    others = (normalise("linux", architecture) for architecture in sorted(_ELF_MACHINE))
+    return [here, *(other for other in others if other != here and can_run(other))]
+
+
 def _emulated(architecture: str) -> bool:
     machine = _ELF_MACHINE.get(architecture)
     if machine is None:

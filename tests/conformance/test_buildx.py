@@ -225,3 +225,37 @@ def test_the_builder_is_listed(buildx: Cli) -> None:
     assert result.code == 0, result
     assert re.search(r"default +running", result.out)
     assert "linux/" in result.out
+
+
+def test_the_builder_is_described(buildx: Cli) -> None:
+    result = buildx("buildx", "inspect")
+    assert result.code == 0, result
+    assert re.search(r"^Status: +running$", result.out, re.MULTILINE)
+    assert re.search(r"^Platforms: +linux/", result.out, re.MULTILINE)
+    history = buildx("buildx", "history", "ls")
+    assert history.code != 0
+    assert "no history of builds is kept" in history.err
+
+
+def test_the_cache_is_shown_and_pruned(build: Build, buildx: Cli, docker: Cli) -> None:
+    buildx.ok("buildx", "prune", "--force", "--all")
+    text = (
+        "FROM busybox\nRUN echo kept > /f\n"
+        "RUN --mount=type=cache,target=/c dd if=/dev/zero of=/c/big bs=1k count=300 2> /dev/null; echo > /g\n"
+    )
+    image = image_of(build(text))
+    lines = buildx.ok("buildx", "du").splitlines()
+    assert re.fullmatch(r"ID +RECLAIMABLE +SIZE +LAST ACCESSED", lines[0])
+    assert any(re.match(r"[0-9a-f]{25} +true +5B\* ", line) for line in lines), lines
+    mounts = buildx.ok("buildx", "du", "--verbose", "--filter", "type=exec.cachemount")
+    assert re.search(r"^Size: +307\.2kB$", mounts, re.MULTILINE), mounts
+    assert "Mutable:      true" in mounts
+    # What an image has stays; what is above a limit goes.
+    assert buildx.ok("buildx", "prune", "--force", "--max-used-space", "1gb").split() == ["Total:", "0B"]
+    pruned = buildx.ok("builder", "prune", "--force")
+    assert re.search(r"^Total:\s+307\.2kB$", pruned, re.MULTILINE), pruned
+    assert len(re.findall(r"CACHED", build(text).err)) == 2
+    docker.ok("rmi", image)
+    assert re.search(r"^Total:\s+6B$", buildx.ok("buildx", "prune", "--force"), re.MULTILINE)
+    assert "CACHED" not in build(text).err
+    assert buildx("buildx", "prune", "--force", "--filter", "size=1").code != 0

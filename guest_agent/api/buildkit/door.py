@@ -20,4 +20,4 @@ class Door:
 
     def __init__(self, engine: Engine, builder: Callable[[], Builder]) -> None:
         self.sessions = Sessions()
-        self.services = Services([BuildServices(engine, Jobs(builder, self.sessions))])
+        self.services = Services([BuildServices(engine, builder, Jobs(builder, self.sessions))])

@@ -48,7 +48,7 @@ UsageRecord: 1 ID string, 2 Mutable bool, 3 InUse bool, 4 Size int64, 6 CreatedA
 DiskUsageRequest: 1 filter *string
 DiskUsageResponse: 1 record *UsageRecord
 PruneRequest: 1 filter *string, 2 all bool, 3 keepDuration int64, 4 reservedSpace int64, 5 maxUsedSpace
-    int64
+    int64, 6 minFreeSpace int64
 APICap: 1 ID string, 2 Enabled bool
 PongResponse: 1 FrontendAPICaps *APICap, 2 LLBCaps *APICap, 3 Workers *WorkerRecord
 Definition: 1 def *bytes

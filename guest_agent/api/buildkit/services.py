@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
-from guest_agent.api.buildkit import messages, session_stream
+from guest_agent.api.buildkit import cache_usage, messages, session_stream
 from guest_agent.api.buildkit.solve import Job, Jobs, SolveError
 from guest_agent.engine.engine import Engine
 from guest_agent.engine.info import engine_id
@@ -24,6 +24,10 @@ from guest_agent.errors import (
     Unavailable,
 )
 from guest_agent.images import platforms
+from guest_agent.threads import in_thread
+
+if TYPE_CHECKING:
+    from guest_agent.build.builder import Builder
 
 _CONTROL = "/moby.buildkit.v1.Control/"
 _BRIDGE = "/moby.buildkit.v1.frontend.LLBBridge/"
@@ -32,7 +36,30 @@ _BUILD_ID = "buildkit-controlapi-buildid"
 _SERVING = 1
 # What the gateway can: BuildKit's names of capabilities.
 _CAPABILITIES = ("solve.base", "return", "returnmap", "proto.refarray", "importcaches", "gateway.evaluate")
-_LLB_CAPABILITIES = ("source.local", "exporter.multiple")
+_LLB_CAPABILITIES = ("source.local", "exporter.multiple", "gc.freespacefilter")
+_STREAM = Cardinality.STREAM_STREAM
+_HISTORY = "no history of builds is kept", "The progress of a build is told while it runs."
+_NO_LLB = "Build from a Dockerfile."
+# What is answered only with why not: method → cardinality, message, hint.
+_REFUSED = {
+    _CONTROL + "ListenBuildHistory": (Cardinality.UNARY_STREAM, *_HISTORY),
+    _CONTROL + "UpdateBuildHistory": (Cardinality.UNARY_UNARY, *_HISTORY),
+    _CONTROL + "Session": (_STREAM, "sessions are not opened by gRPC", "Use POST /session."),
+} | {
+    _BRIDGE + name: (cardinality, f"the gateway's {name} is not supported", _NO_LLB)
+    for name, cardinality in (
+        ("ResolveImageConfig", Cardinality.UNARY_UNARY),
+        ("ResolveSourceMeta", Cardinality.UNARY_UNARY),
+        ("ReadFile", Cardinality.UNARY_UNARY),
+        ("ReadDir", Cardinality.UNARY_UNARY),
+        ("StatFile", Cardinality.UNARY_UNARY),
+        ("Inputs", Cardinality.UNARY_UNARY),
+        ("NewContainer", Cardinality.UNARY_UNARY),
+        ("ReleaseContainer", Cardinality.UNARY_UNARY),
+        ("ExecProcess", _STREAM),
+        ("Warn", Cardinality.UNARY_UNARY),
+    )
+}
 _WORKER = "org.mobyproject.buildkit.worker."
 # buildx takes a builder with a snapshotter for one that has all kinds of outputs.
 _LABELS = {f"{_WORKER}executor": "wherry", f"{_WORKER}snapshotter": "overlayfs"}
@@ -77,11 +104,20 @@ def _told(method: Method) -> Method:
     return told
 
 
+def _refusal(what: str, hint: str) -> Method:
+    async def refuse(stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()
+        raise NotSupported(what, hint)
+
+    return refuse
+
+
 class BuildServices:
     """All of them for one engine."""
 
-    def __init__(self, engine: Engine, jobs: Jobs) -> None:
+    def __init__(self, engine: Engine, builder: Callable[[], Builder], jobs: Jobs) -> None:
         self._engine = engine
+        self._builder = builder
         self._jobs = jobs
 
     def __mapping__(self) -> dict[str, Handler]:
@@ -96,6 +132,8 @@ class BuildServices:
                 messages.BytesMessage,
                 messages.BytesMessage,
             ),
+            _CONTROL + "DiskUsage": (self._usage, one, messages.DiskUsageRequest, messages.DiskUsageResponse),
+            _CONTROL + "Prune": (self._prune, many, messages.PruneRequest, messages.UsageRecord),
             _CONTROL + "ListWorkers": (self._workers, one, empty, messages.ListWorkersResponse),
             _CONTROL + "Info": (self._info, one, empty, messages.InfoResponse),
             _BRIDGE + "Ping": (self._ping, one, empty, messages.PongResponse),
@@ -109,6 +147,8 @@ class BuildServices:
             _BRIDGE + "Return": (self._return, one, messages.ReturnRequest, empty),
             _HEALTH: (self._health, one, messages.HealthCheckRequest, messages.HealthCheckResponse),
         }
+        for path, (cardinality, what, hint) in _REFUSED.items():
+            table[path] = (_refusal(what, hint), cardinality, empty, empty)
         return {path: Handler(_told(method), *rest) for path, (method, *rest) in table.items()}
 
     async def _solve(self, stream: Stream[Any, Any]) -> None:
@@ -134,12 +174,30 @@ class BuildServices:
         async for message in job.progress.stream():
             await stream.send_message(message)
 
+    async def _usage(self, stream: Stream[Any, Any]) -> None:
+        request = await _request(stream)
+        in_use = self._builder().locks.in_use()
+        records = await in_thread(lambda: cache_usage.usage(self._engine, request.filter, in_use), "build-du")
+        await stream.send_message(messages.DiskUsageResponse(record=records))
+
+    async def _prune(self, stream: Stream[Any, Any]) -> None:
+        request = await _request(stream)
+        in_use = self._builder().locks.in_use()
+        removed, freed = await in_thread(
+            lambda: cache_usage.prune(self._engine, request, in_use), "build-prune"
+        )
+        self._engine.events.publish("builder", "prune", "", {"reclaimed": str(freed)})
+        for record in removed:
+            await stream.send_message(record)
+
     def _worker(self) -> Any:
-        host = platforms.host()
         return messages.WorkerRecord(
             ID=engine_id(self._engine.roots),
             Labels=_LABELS,
-            platforms=[messages.Platform(Architecture=host.architecture, OS=host.os, Variant=host.variant)],
+            platforms=[
+                messages.Platform(Architecture=each.architecture, OS=each.os, Variant=each.variant)
+                for each in platforms.runnable()
+            ],
             BuildkitVersion=self._version(),
         )
 
