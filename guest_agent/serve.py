@@ -56,8 +56,8 @@ def without_charset_detection() -> None:
     warnings.filterwarnings("ignore", "Unable to find acceptable character detection dependency")
 
 
-def main(arguments: list[str]) -> int:
-    """`serve` of the agent's command line; returns the exit status."""
+def main(arguments: list[str], monitor: Begun | None = None) -> int:
+    """`serve` of the agent's command line; returns the exit status. `monitor`: where it was begun already."""
     if "--help" in arguments or "-h" in arguments:
         print(USAGE + usage())
         return 0
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
         with ExitStack() as stack:
             space = _without_root(config) if os.geteuid() != 0 else None
             roots, listeners = _prepare(config, stack)
-            monitor = begin(roots)
+            monitor = monitor or begin(roots)
             raise_descriptor_limit()
             asyncio.run(_run(roots, config, space, monitor, listeners, ready))
         return 0

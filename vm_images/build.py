@@ -39,7 +39,7 @@ COMPILE = [
     "-Wl,-z,noseparate-code",
     "-Wl,-z,max-page-size=4096",
 ]
-FORMAT = 1  # of the manifest and of what host and guest expect of each other
+FORMAT = 2  # of the manifest and of what host and guest expect of each other
 
 
 def build(arch_name: str, out: str, mirror: str | None, compression: str | None) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class Machine:
     guest_port: int  # of the engine API
     shares: tuple[str, ...] = ()  # folders of the host
     kernel_words: tuple[str, ...] = field(default=())
+    resumes: bool = False  # goes on from a saved state
 
 
 def machine_flags(platform: Platform) -> list[Flag]:
@@ -165,6 +166,7 @@ def flags(platform: Platform, machine: Machine) -> list[Flag]:
         *_network(machine),
         *_rest(),
         *_shares(machine.shares),
+        *_incoming(machine.resumes),
     ]
 
 
@@ -221,6 +223,10 @@ def _rest() -> list[Flag]:
         ("the guest reports free pages, which leave QEMU's memory",
          "-device", f"virtio-balloon-pci,addr={SLOT_BALLOON},free-page-reporting=on,deflate-on-oom=on"),
     ]  # fmt: skip
+
+
+def _incoming(resumes: bool) -> list[Flag]:
+    return [("waits for a saved state to go on from", "-incoming", "defer")] if resumes else []
 
 
 def share_tag(index: int) -> str:

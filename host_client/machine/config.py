@@ -27,6 +27,7 @@ class Config:
     created: float  # seconds since the epoch
     shares: tuple[str, ...] = ()  # folders of the host
     idle_stop: int = 0  # minutes without containers and clients after which the machine sleeps; 0: never
+    warm_start: bool = True  # go on from a saved state where that works
 
     def check(self) -> Config:
         """Itself. Raises MachineError for a size that cannot work."""

@@ -7,12 +7,22 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from host_client.machine.errors import MachineError
 
 ANSWER_SECONDS = 30.0
 LINE_MAX = 64 * 1024
+
+
+@dataclass(frozen=True)
+class HandedFile:
+    """A file that the guest gets below /run/host."""
+
+    name: str
+    content: bytes
+    mode: int = 0o644
 
 
 class Guest:
@@ -28,6 +38,7 @@ class Guest:
         self._answers: dict[str, asyncio.Future[None]] = {}
         self._number = 0
         self._sending = asyncio.Lock()
+        self.waiting: asyncio.Future[int] = self._loop.create_future()  # for what is handed over, likewise
         self.ready: asyncio.Future[int] = self._loop.create_future()  # milliseconds since the kernel started
         self.agent_ended: asyncio.Future[int] = self._loop.create_future()  # its exit status
 
@@ -47,8 +58,8 @@ class Guest:
         if word == "stage":
             number, _, name = rest.partition(" ")
             self._on_stage(int(number) if number.isdigit() else 0, name)
-            if name == "init":
-                self._loop.create_task(self.set_clock())
+            if name == "waiting" and not self.waiting.done():
+                self.waiting.set_result(int(number) if number.isdigit() else 0)
         elif word == "ready" and not self.ready.done():
             self.ready.set_result(int(rest) if rest.isdigit() else 0)
             self._loop.create_task(self.set_clock())  # at boot the guest was long in coming to it
@@ -71,15 +82,25 @@ class Guest:
         if not self.ready.done():
             self.ready.set_exception(error)
 
-    async def ask(self, *words: str) -> None:
-        """A request to init. Raises OSError with the guest's errno, TimeoutError when it does not answer."""
+    async def hand_over(self, files: Sequence[HandedFile]) -> None:
+        """Gives a guest that waits what belongs to this boot, and lets it go on. Raises as `ask`."""
+        puts = [self.ask("put", f.name, str(f.mode), str(len(f.content)), content=f.content) for f in files]
+        await asyncio.gather(*puts, self.set_clock())
+        await self.ask("start")
+
+    async def ask(self, *words: str, content: bytes = b"") -> None:
+        """A request to init, with what follows its line.
+
+        Raises OSError with the guest's errno, TimeoutError when it does not answer.
+        """
         self._number += 1
         number = str(self._number)
         answer: asyncio.Future[None] = self._loop.create_future()
         self._answers[number] = answer
         try:
             async with self._sending:
-                await self._loop.sock_sendall(self._connection, " ".join((number, *words)).encode() + b"\n")
+                line = " ".join((number, *words)).encode() + b"\n"
+                await self._loop.sock_sendall(self._connection, line + content)
             async with asyncio.timeout(ANSWER_SECONDS):
                 await answer
         finally:

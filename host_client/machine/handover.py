@@ -1,13 +1,16 @@
-"""What the host hands over to the guest at each boot: the agent's code, how to start it, and its keys.
+"""What the host hands over to the guest.
 
-It is an archive behind the image's own initrd, so it is in the guest's memory before its first instruction,
-costs no device, and belongs to exactly the version of Wherry that boots the machine.
+What is the same at each boot, the agent's code and how to start it, is an archive behind the image's own
+initrd: it is in the guest's memory before its first instruction, costs no device, and belongs to exactly the
+version of Wherry that boots the machine. What belongs to one boot (keys, proxies, the agent's arguments) goes
+over the control channel when the guest waits for it, so that a saved state of the guest has none of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import py_compile
 import tempfile
@@ -16,9 +19,9 @@ from collections.abc import Sequence
 from host_client.machine import shares, signatures, surroundings
 from host_client.machine.cpio import Cpio
 from host_client.machine.errors import MachineError
+from host_client.machine.guest import HandedFile
 from host_client.machine.image import Image
 from host_client.machine.keys import FILES
-from host_client.machine.layout import write_whole
 
 API_PORT = 2376
 GUEST_ADDRESS = "10.0.2.15"
@@ -34,10 +37,13 @@ ENVIRONMENT = (
 AUTHORITIES = "ca-certificates.crt"  # of this host; without it the image's are trusted
 PORTS_DEVICE = "/dev/vport0p2"
 PYTHON = "/usr/bin/python{version}"
-# Where the guest keeps what it compiled itself, by version of the code, when the host's Python is another
-# than the guest's: caches in the code's own folders are links into it, which every process of the agent's
-# follows.
-BYTECODE = "/var/lib/wherry/bytecode"
+# Where the guest has what it compiled itself, by version of the code, when the host's Python is another than
+# the guest's: caches in the code's own folders are links into it, which every process of the agent's follows.
+# Its init binds a folder of the data disk there.
+BYTECODE = "/run/bytecode"
+AGENT_CHANNEL = 3  # a descriptor the guest's init gives the agent
+AGENT_FILE = "agent.json"
+ENTROPY_BYTES = 256
 
 
 def agent_folder() -> str:
@@ -51,52 +57,67 @@ def agent_folder() -> str:
     return places[0]
 
 
-def agent_command(version: str, options: Sequence[str]) -> list[str]:
-    """How the guest starts the agent: its init gives it the descriptor 3 to report ready on."""
-    command = [PYTHON.format(version=version), "-I", "-S"]
-    command += ["-m", "guest_agent", "serve", "--ready-fd", "3", "--host", "unix:///run/wherry/wherry.sock"]
-    command += ["--host", f"tcp://{GUEST_ADDRESS}:{API_PORT}", "--tlsverify"]
-    command += ["--tlscacert", "/run/host/tls/ca.pem"]
-    command += ["--tlscert", "/run/host/tls/server.pem", "--tlskey", "/run/host/tls/server-key.pem"]
-    command += ["--host-gateway-ip", HOST_ADDRESS, "--outer-host", PORTS_DEVICE]
-    return [*command, *options]
+def agent_arguments(options: Sequence[str]) -> list[str]:
+    """What the agent serves with."""
+    arguments = ["--host", "unix:///run/wherry/wherry.sock"]
+    arguments += ["--host", f"tcp://{GUEST_ADDRESS}:{API_PORT}", "--tlsverify"]
+    arguments += ["--tlscacert", "/run/host/tls/ca.pem"]
+    arguments += ["--tlscert", "/run/host/tls/server.pem", "--tlskey", "/run/host/tls/server-key.pem"]
+    arguments += ["--host-gateway-ip", HOST_ADDRESS, "--outer-host", PORTS_DEVICE]
+    return [*arguments, *options]
 
 
-def write_initrd(
-    target: str, image: Image, name: str, tls: str, folders: tuple[str, ...] = (), options: Sequence[str] = ()
-) -> None:
-    """Writes the initrd to boot with:
+def boot_archive(image: Image, template: bool) -> bytes:
+    """What goes behind the image's initrd, the same at each boot of one version of Wherry.
 
-    the image's, then ours. It holds a private key, so only the user can read it.
+    `template`: the agent's code is loaded before the guest waits for the rest, for a state worth saving.
     """
     code = _read_package(agent_folder())
     archive = Cpio()
-    for folder in ("host", "host/tls", "agent"):
+    for folder in ("boot", "agent"):
         archive.directory(folder)
-    archive.file("host/name", name.encode())
-    policy = signatures.policy_file()
-    if policy:
-        archive.file(f"host/{signatures.FILE}", signatures.policy(policy))
-        options = (*options, "--signature-policy", f"/run/host/{signatures.FILE}")
-    command = agent_command(image.manifest["python"], options)
-    archive.file("host/arguments", "".join(f"{word}\n" for word in command).encode())
-    archive.file("host/shares", shares.for_guest(folders))
-    environment = [*ENVIRONMENT, *(f"{n}={v}" for n, v in surroundings.proxies(HOST_ADDRESS).items())]
-    authorities = surroundings.authorities()
-    if authorities:
-        archive.file(f"host/{AUTHORITIES}", authorities)
-        environment.append(f"SSL_CERT_FILE=/run/host/{AUTHORITIES}")
-    archive.file("host/environment", "".join(f"{line}\n" for line in environment).encode())
-    for file in FILES:
-        if file in ("ca.pem", "server.pem", "server-key.pem"):
-            with open(os.path.join(tls, file), "rb") as pem:
-                archive.file(f"host/tls/{file}", pem.read(), 0o600)
+    python = PYTHON.format(version=image.manifest["python"])
+    command = [python, "-I", "-S", "-m", "guest_agent", "held", str(AGENT_CHANNEL), f"/run/host/{AGENT_FILE}"]
+    archive.file("boot/command", _lines(command))
+    archive.file("boot/environment", _lines(ENVIRONMENT))
+    if template:
+        archive.file("boot/template", b"")
     if importlib.util.MAGIC_NUMBER[:2] == int(image.manifest["python_magic"]).to_bytes(2, "little"):
         _add_compiled(archive, code, image.manifest["python"])
     else:
         _add_sources(archive, code)
-    with open(image.path("initrd"), "rb") as own:
-        write_whole(target, own.read() + archive.finish(), 0o600)
+    return archive.finish()
+
+
+def boot_files(
+    name: str, tls: str, folders: tuple[str, ...] = (), options: Sequence[str] = ()
+) -> list[HandedFile]:
+    """What belongs to one boot. `name` is the guest's host name, `tls` the folder of its keys."""
+    files = [
+        HandedFile("name", name.encode()),
+        HandedFile("entropy", os.urandom(ENTROPY_BYTES), 0o600),
+        HandedFile("shares", shares.for_guest(folders)),
+    ]
+    policy = signatures.policy_file()
+    if policy:
+        files.append(HandedFile(signatures.FILE, signatures.policy(policy)))
+        options = (*options, "--signature-policy", f"/run/host/{signatures.FILE}")
+    environment = surroundings.proxies(HOST_ADDRESS)
+    authorities = surroundings.authorities()
+    if authorities:
+        files.append(HandedFile(AUTHORITIES, authorities))
+        environment["SSL_CERT_FILE"] = f"/run/host/{AUTHORITIES}"
+    agent = {"environment": environment, "arguments": agent_arguments(options)}
+    files.append(HandedFile(AGENT_FILE, json.dumps(agent).encode()))
+    for file in FILES:
+        if file in ("ca.pem", "server.pem", "server-key.pem"):
+            with open(os.path.join(tls, file), "rb") as pem:
+                files.append(HandedFile(f"tls/{file}", pem.read(), 0o600))
+    return files
+
+
+def _lines(words: Sequence[str]) -> bytes:
+    return "".join(f"{word}\n" for word in words).encode()
 
 
 def _read_package(folder: str) -> dict[str, bytes]:
@@ -123,16 +144,15 @@ def _packages(code: dict[str, bytes]) -> list[str]:
 
 
 def _add_sources(archive: Cpio, code: dict[str, bytes]) -> None:
-    """The code, with its caches on the data disk: init makes the folders listed in host/folders."""
+    """The code, with its caches outside: init makes the folders listed in boot/bytecode."""
     digest = hashlib.sha256(b"".join(path.encode() + b"\0" + data for path, data in code.items())).hexdigest()
-    folders = [BYTECODE]
+    folders = []
     for package in _packages(code):
         place = f"agent/guest_agent/{package}".rstrip("/")
-        cache = f"{BYTECODE}/{digest[:16]}/{package}".rstrip("/")
-        folders.append(cache)
+        folders.append(f"{digest[:16]}/{package}".rstrip("/"))
         archive.directory(place)
-        archive.symlink(f"{place}/__pycache__", cache)
-    archive.file("host/folders", "".join(f"{folder}\n" for folder in folders).encode())
+        archive.symlink(f"{place}/__pycache__", f"{BYTECODE}/{folders[-1]}")
+    archive.file("boot/bytecode", _lines(folders))
     _add_files(archive, code)
 
 
@@ -142,7 +162,7 @@ def _add_compiled(archive: Cpio, code: dict[str, bytes], python: str) -> None:
         place = f"agent/guest_agent/{package}".rstrip("/")
         archive.directory(place)
         archive.directory(f"{place}/__pycache__")
-    archive.file("host/folders", b"")
+    archive.file("boot/bytecode", b"")
     _add_files(archive, code)
     tag = f"cpython-{python.replace('.', '')}"
     for path, data in code.items():

@@ -16,7 +16,7 @@ from typing import Any
 from host_client.machine.errors import MachineError
 from host_client.machine.layout import data_folder
 
-FORMAT = 1  # of the manifest and of what host and guest expect of each other
+FORMAT = 2  # of the manifest and of what host and guest expect of each other
 PARTS = ("kernel", "initrd", "root.erofs")
 
 

@@ -57,7 +57,9 @@ class Layout:
         self.config = os.path.join(self.folder, "machine.json")
         self.disk = os.path.join(self.folder, "data.qcow2")
         self.tls = os.path.join(self.folder, "tls")
-        self.initrd = os.path.join(self.folder, "initrd")  # the image's with what is handed over at boot
+        self.initrd = os.path.join(self.folder, "initrd")  # the image's with the agent's code
+        self.template = os.path.join(self.folder, "template")  # a saved state, see `template`
+        self.template_about = os.path.join(self.folder, "template.json")
         self.console = os.path.join(self.folder, "console.log")
         self.log = os.path.join(self.folder, "supervisor.log")
         self.lock = os.path.join(self.folder, "lock")

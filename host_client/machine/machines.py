@@ -15,7 +15,7 @@ from typing import Any
 from host_client import contexts
 from host_client.config import directory as docker_directory
 from host_client.engine_api.errors import ConnectError
-from host_client.machine import config, control, image, keys, layout, qcow2, shares, system
+from host_client.machine import config, control, image, keys, layout, qcow2, shares, system, template
 from host_client.machine.config import Config
 from host_client.machine.errors import MachineError
 
@@ -56,6 +56,7 @@ class Machine:
         disk: int = 0,
         folders: Sequence[str] | None = None,
         idle_stop: int = 0,
+        warm_start: bool = True,
     ) -> Config:
         """Makes the machine; zeros are taken from the host, None shares the user's files.
 
@@ -74,6 +75,7 @@ class Machine:
             created=time.time(),
             shares=_shares(folders),
             idle_stop=idle_stop,
+            warm_start=warm_start,
         ).check()
         os.makedirs(self.layout.folder, mode=0o700, exist_ok=True)
         keys.make_keys(self.layout.tls, self.name)
@@ -177,6 +179,7 @@ class Machine:
             "Image": made.image,
             "Shares": list(made.shares),
             "IdleStop": made.idle_stop,
+            "WarmStart": made.warm_start,
             "Created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(made.created)),
             "DataDisk": self.layout.disk,
             "ConsoleLog": self.layout.console,
@@ -192,6 +195,7 @@ class Machine:
         disk: int = 0,
         folders: Sequence[str] | None = None,
         idle_stop: int | None = None,
+        warm_start: bool | None = None,
     ) -> Config:
         """Changes a stopped machine; zeros of sizes and None stay as they are. Raises MachineError."""
         self.must_be_stopped()
@@ -203,12 +207,15 @@ class Machine:
             disk=disk or old.disk,
             shares=old.shares if folders is None else _shares(folders),
             idle_stop=old.idle_stop if idle_stop is None else idle_stop,
+            warm_start=old.warm_start if warm_start is None else warm_start,
         )
         if new.disk < old.disk:
             raise MachineError(
                 "a data disk cannot be made smaller", "Reset the machine, or make another one."
             )
         qcow2.grow(self.layout.disk, new.check().disk)
+        if replace(new, disk=old.disk, idle_stop=old.idle_stop) != old:
+            template.discard(self.layout)
         config.save(self.layout, new)
         return new
 
@@ -220,6 +227,7 @@ class Machine:
         if os.path.exists(fresh):
             os.unlink(fresh)
         qcow2.create(fresh, disk)
+        template.discard(self.layout)
         os.replace(fresh, self.layout.disk)
 
     def remove(self) -> None:

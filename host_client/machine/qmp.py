@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import re
 import socket
+from dataclasses import dataclass
 from typing import Any
 
-from qemu.qmp import QMPClient
+from qemu.qmp import EventListener, QMPClient
 from qemu.qmp.error import QMPError
 from qemu.qmp.qmp_client import ExecuteError
 
 from host_client.machine.errors import MachineError
+
+
+@dataclass(frozen=True)
+class State:
+    """A file for a machine's state. QEMU opens it itself, or is given the open descriptor."""
+
+    path: str
+    descriptor: int | None
 
 
 class Qmp:
@@ -52,6 +61,56 @@ class Qmp:
         if not match:
             raise MachineError(f"QEMU does not forward a port to the guest's port {guest_port}")
         return int(match[1])
+
+    async def migrate(self, target: State) -> int:
+        """Writes the state of the stopped machine; the bytes written. Raises MachineError."""
+        await self._prepare_migration()
+        uri = await self._migration_uri(target)
+        with self._client.listener("MIGRATION") as events:
+            await self.execute("migrate", uri=uri)
+            await self._migrated(events)
+        written = await self.execute("query-migrate")
+        return int(written["ram"]["transferred"])
+
+    async def migrate_incoming(self, source: State) -> None:
+        """Gives a machine that was started to wait for it the state it goes on from.
+
+        Raises MachineError; QEMU may also end when it cannot use the state.
+        """
+        await self._prepare_migration()
+        uri = await self._migration_uri(source)
+        with self._client.listener("MIGRATION") as events:
+            await self.execute("migrate-incoming", uri=uri)
+            await self._migrated(events)
+
+    async def _prepare_migration(self) -> None:
+        wanted = [{"capability": "events", "state": True}]
+        await self.execute("migrate-set-capabilities", capabilities=wanted)
+        await self.execute(
+            "migrate-set-parameters", **{"max-bandwidth": 1 << 40}
+        )  # the default is for networks
+
+    async def _migration_uri(self, state: State) -> str:
+        if state.descriptor is None:
+            return f"file:{state.path}"
+        try:
+            self._client.send_fd_scm(state.descriptor)
+        except (QMPError, OSError) as error:
+            raise MachineError(f"QEMU cannot be given a descriptor: {error}")
+        await self.execute("getfd", fdname="state")
+        return "fd:state"
+
+    async def _migrated(self, events: EventListener) -> None:
+        async for event in events:
+            data: dict[str, Any] = event["data"]  # type: ignore[assignment]
+            status = data["status"]
+            if status == "completed":
+                return
+            if status in ("failed", "cancelled"):
+                about = await self.execute("query-migrate")
+                raise MachineError(
+                    f"QEMU's migration has {status}: {about.get('error-desc', 'no reason given')}"
+                )
 
     async def quit(self) -> None:
         """Ends QEMU at once, its files closed properly."""

@@ -18,28 +18,39 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from host_client.engine_api.client import Client
 from host_client.engine_api.endpoint import Endpoint, Tls
 from host_client.engine_api.errors import EngineApiError
-from host_client.machine import accelerator, config, handover, image, keys, layout, qcow2, qemu, system
+from host_client.machine import (
+    accelerator,
+    config,
+    handover,
+    image,
+    keys,
+    layout,
+    qcow2,
+    qemu,
+    system,
+    template,
+)
+from host_client.machine.boot import Boot, ResumeFailed, Start
 from host_client.machine.channels import Channels
-from host_client.machine.command import Files, Machine, Platform, command_line, flags
+from host_client.machine.command import Files, Flag, Machine, Platform, command_line, flags
 from host_client.machine.console import ConsoleLog
 from host_client.machine.control import ControlServer
 from host_client.machine.errors import MachineError
 from host_client.machine.forwards import Forwards
-from host_client.machine.guest import Guest
+from host_client.machine.guest import Guest, HandedFile
 from host_client.machine.listener import listen
 from host_client.machine.qmp import Qmp
 from host_client.machine.relay import Relay, client_context
 
 log = logging.getLogger("supervisor")
 
-BOOT_SECONDS = {"tcg": 300.0}  # until the engine answers; under TCG the first start compiles the agent
-BOOT_SECONDS_ACCELERATED = 90.0
 STOP_SECONDS = 20.0  # for init: it gives containers 10 s
 QUIT_SECONDS = 5.0
 CLOCK_CHECK_SECONDS = 15.0
@@ -58,10 +69,9 @@ class Supervisor:
         self.config = config.load(self.layout)
         self.lock = system.Lock(self.layout.lock)
         self.stopping = asyncio.Event()
-        self.accelerator = ""
         self.api_port = 0
-        self.started = 0.0
-        self.boot_times: dict[str, int] = {}
+        self.boot_times: dict[str, int] = {}  # milliseconds since the kernel started, or was resumed
+        self._start = Start("")
         self._process: subprocess.Popen[bytes] | None = None
         self._job: object | None = None
         self._parts: tuple[Guest, Qmp] | None = None  # while the machine is there to be asked
@@ -90,14 +100,18 @@ class Supervisor:
             self.lock.release()
 
     async def _run_once(self, console: ConsoleLog, tasks: asyncio.TaskGroup) -> bool:
-        """One life of QEMU's; whether it ended because nobody needed it: the next client wakes it."""
-        channels = Channels()
-        try:
-            self._launch(channels)
-            return await self._live(channels, console, tasks)
-        finally:
-            self._kill()
-            channels.close()
+        """One life of the machine; whether it ended because nobody needed it: the next client wakes it."""
+        while True:
+            channels = Channels()
+            try:
+                self._start = self._launch(channels)
+                return await self._live(channels, console, tasks)
+            except ResumeFailed as error:
+                log.warning("the machine did not start from its saved state, which is removed: %s", error)
+                template.discard(self.layout)
+            finally:
+                self._kill()
+                channels.close()
 
     async def _sleep(self) -> None:
         """Until a client or a stop comes."""
@@ -135,13 +149,13 @@ class Supervisor:
             except FileNotFoundError:
                 pass
 
-    def _launch(self, channels: Channels) -> None:
+    def _launch(self, channels: Channels) -> Start:
         """Starts QEMU."""
         self.report({"step": "Looking for QEMU"})
         program = qemu.find(self.config.arch)
         picture = image.open_image(self.config.image)
         self.report({"step": "Choosing an accelerator"})
-        self.accelerator, why = accelerator.choose(program, picture)
+        chosen, why = accelerator.choose(program, picture)
         if why:
             self.report({"warning": f"the machine is emulated, which is slow: {why}"})
         if not os.path.exists(self.layout.disk):
@@ -150,9 +164,6 @@ class Supervisor:
             qcow2.grow(self.layout.disk, self.config.disk)
         if not os.path.exists(os.path.join(self.layout.tls, keys.FILES[-1])):
             keys.make_keys(self.layout.tls, self.layout.name)
-        name = "wherry" if self.layout.name == layout.DEFAULT_NAME else f"wherry-{self.layout.name}"
-        folders = tuple(folder for folder in self.config.shares if os.path.isdir(folder))
-        handover.write_initrd(self.layout.initrd, picture, name, self.layout.tls, folders)
         machine = Machine(
             name=self.layout.name,
             cpus=self.config.cpus,
@@ -162,20 +173,46 @@ class Supervisor:
             ),
             channels=channels.for_qemu(),
             guest_port=handover.API_PORT,
-            shares=folders,
+            shares=self._folders(),
         )
-        platform = Platform(sys.platform, self.config.arch, self.accelerator, program.version)
-        command = command_line(program.program, flags(platform, machine))
+        platform = Platform(sys.platform, self.config.arch, chosen, program.version)
+        unsaved = "it is not wanted" if not self.config.warm_start else template.unsupported(platform)
+        archive = handover.boot_archive(picture, template=not unsaved)
+        with open(picture.path("initrd"), "rb") as own:
+            layout.write_whole(self.layout.initrd, own.read() + archive)
+        start = Start(chosen)
+        if unsaved:
+            log.info("the machine's state is not saved: %s", unsaved)
+            template.discard(self.layout)
+        else:
+            key = template.key(platform, machine, program, picture, archive)
+            saved = template.Template(self.layout, program.version, key)
+            start = Start(chosen, saved, saved.find())
+        machine = replace(machine, resumes=start.resumed_at is not None)
+        verb = "Resuming" if machine.resumes else "Booting"
+        self.report({"step": f"{verb} with {chosen.upper()}"})
+        self._start_qemu(program.program, flags(platform, machine), channels)
+        return start
+
+    def _boot_files(self) -> list[HandedFile]:
+        name = "wherry" if self.layout.name == layout.DEFAULT_NAME else f"wherry-{self.layout.name}"
+        return handover.boot_files(name, self.layout.tls, self._folders())
+
+    def _folders(self) -> tuple[str, ...]:
+        """The shared folders that are there."""
+        return tuple(folder for folder in self.config.shares if os.path.isdir(folder))
+
+    def _start_qemu(self, program: str, options: list[Flag], channels: Channels) -> None:
+        command = command_line(program, options)
         log.info("starting %s", " ".join(command))
-        self.report({"step": f"Booting with {self.accelerator.upper()}"})
-        self.started = time.monotonic()
-        options: dict[str, Any] = {}
+        self.boot_times = {}
+        wanted: dict[str, Any] = {}
         if not system.IS_WINDOWS:
-            options["pass_fds"] = channels.inherited()
-            options["preexec_fn"] = system.tie_to_this_process()
-            options["start_new_session"] = True  # Ctrl-C in the terminal that started us is not for QEMU
+            wanted["pass_fds"] = channels.inherited()
+            wanted["preexec_fn"] = system.tie_to_this_process()
+            wanted["start_new_session"] = True  # Ctrl-C in the terminal that started us is not for QEMU
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **options
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **wanted
         )
         self._job = system.put_into_job(self._process)
         channels.started()
@@ -188,7 +225,9 @@ class Supervisor:
         background.append(tasks.create_task(Forwards(qmp).follow(await channels.take("ports"))))
         ended = tasks.create_task(self._wait_for_process())
         try:
-            await self._boot(qmp, guest, ended, console)
+            boot = Boot(qmp, guest, ended, console, self.stopping)
+            self.api_port, ready = await boot.run(self._start, self._boot_files, self._last_stage)
+            self._on_stage(ready, "ready")
             await self._serve(tasks)
             background.append(tasks.create_task(self._keep_clock(guest)))
             self._parts = guest, qmp
@@ -223,36 +262,11 @@ class Supervisor:
             raise MachineError(f"machine {self.layout.name} is asleep", "Any command that needs it wakes it.")
         return self._parts
 
-    async def _boot(self, qmp: Qmp, guest: Guest, ended: asyncio.Task[int], console: ConsoleLog) -> None:
-        """Until the engine answers. Raises MachineError with a cause and what the console said last."""
-        limit = BOOT_SECONDS.get(self.accelerator, BOOT_SECONDS_ACCELERATED)
-        try:
-            await qmp.connect()
-            self.api_port = await qmp.forwarded_port(handover.API_PORT)
-            async with asyncio.timeout(limit):
-                stop = asyncio.create_task(self.stopping.wait())
-                events: set[asyncio.Future[Any]] = {guest.ready, ended, stop}
-                await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
-                stop.cancel()
-                if self.stopping.is_set():
-                    raise MachineError("the machine was stopped while it booted")
-                if not guest.ready.done():
-                    raise MachineError(f"QEMU ended with status {ended.result()} while the machine booted")
-                self.boot_times["ready"] = guest.ready.result()
-        except TimeoutError:
-            raise MachineError(*self._explain(f"the machine did not start within {limit:.0f} s", console))
-        except MachineError as error:
-            raise MachineError(*self._explain(error.message, console))
-
-    def _explain(self, message: str, console: ConsoleLog) -> tuple[str, str]:
-        reached = max(self.boot_times, key=lambda name: self.boot_times[name], default="")
-        message += f" (last stage: {reached})" if reached else " (its init did not start)"
-        said = "".join(f"\n  {line}" for line in console.last())
-        return message + (
-            f"\nIts console said last:{said}" if said else ""
-        ), f"All of it is in {console.path}"
+    def _last_stage(self) -> str:
+        return max(self.boot_times, key=lambda name: self.boot_times[name], default="")
 
     def _on_stage(self, milliseconds: int, name: str) -> None:
+        milliseconds -= self._start.resumed_at or 0
         self.boot_times[name] = milliseconds
         self.report({"stage": name, "milliseconds": milliseconds})
 
@@ -332,7 +346,7 @@ class Supervisor:
         while True:
             await asyncio.sleep(CLOCK_CHECK_SECONDS)
             now = time.time() - time.monotonic()
-            if self.accelerator == "tcg" or abs(now - last) > CLOCK_JUMP_SECONDS:
+            if self._start.accelerator == "tcg" or abs(now - last) > CLOCK_JUMP_SECONDS:
                 last = now
                 try:
                     await guest.set_clock()
@@ -347,10 +361,11 @@ class Supervisor:
             "supervisor": os.getpid(),
             "asleep": not awake,
             "qemu": self._process.pid if awake and self._process else 0,
-            "accelerator": self.accelerator,
+            "accelerator": self._start.accelerator,
             "api_port": self.api_port if awake else 0,
             "socket": self.layout.api_socket,
             "boot_milliseconds": self.boot_times,
+            "resumed": self._start.resumed_at is not None,
         }
 
     def _write_state(self) -> None:

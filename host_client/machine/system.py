@@ -39,6 +39,18 @@ def host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def processor_identity() -> str:
+    """Changes with what a guest sees of the host's processor, and with the kernel that shows it."""
+    seen = [platform.release(), platform.machine(), platform.processor()]
+    try:
+        with open("/proc/cpuinfo") as file:
+            first = file.read().partition("\n\n")[0]
+    except OSError:
+        return "\n".join(seen)
+    changing = ("cpu MHz", "bogomips", "BogoMIPS")
+    return "\n".join([*seen, *(line for line in first.splitlines() if not line.startswith(changing))])
+
+
 def _windows_memory() -> int:
     import ctypes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import socket
@@ -307,6 +308,52 @@ def _alive(process: int) -> bool:
         return False
 
 
+def test_a_start_goes_on_from_the_saved_state(running: Home) -> None:
+    machine, docker = running.machine, running.docker
+    saved = Path(machine.layout.template)
+    assert saved.stat().st_mode & 0o777 == 0o600
+    memory = machine_config.load(machine.layout).memory
+    assert saved.stat().st_size < (150 << 20) + memory // 40, "the kernel needs 1.6 % to describe the rest"
+    for name in ("server-key.pem", "key.pem"):
+        lines = Path(machine.layout.tls, name).read_text().splitlines()[1:-1]
+        assert lines
+        with saved.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            assert all(content.find(line.encode()) < 0 for line in lines), "no key is in it"
+    docker.ok("run", "--name", "before", "-v", "kept:/v", "busybox", "sh", "-c", "echo kept > /v/file")
+    identity = docker.ok("info", "--format", "{{.ID}}")
+    script = "cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; date +%s"
+    found: list[list[str]] = []
+    for _ in range(2):
+        machine.stop()
+        machine.start()
+        assert running.state()["resumed"]
+        assert docker.ok("info", "--format", "{{.ID}}") == identity
+        container = docker.ok("run", "--detach", "busybox", "sh", "-c", script)
+        docker.ok("wait", container)
+        *random, now = docker.ok("logs", container).split()
+        assert abs(int(now) - time.time()) < 20
+        found.append([*random, container])
+        docker.ok("rm", container)
+    assert all(one != other for one, other in zip(*found, strict=True)), found
+    assert "Resumed in" in running.wherry("machine", "status").out
+    assert docker.ok("run", "--rm", "-v", "kept:/v", "busybox", "cat", "/v/file") == "kept"
+    docker.ok("rm", "before")
+    docker.ok("volume", "rm", "kept")
+
+
+def test_a_saved_state_of_no_use_is_replaced(running: Home) -> None:
+    machine = running.machine
+    machine.stop()
+    saved = Path(machine.layout.template)
+    size = saved.stat().st_size
+    saved.write_bytes(b"damaged" * (size // 7) + bytes(size % 7))
+    machine.start()
+    assert not running.state()["resumed"]
+    assert "did not start from its saved state, which is removed" in Path(machine.layout.log).read_text()
+    assert running.docker.ok("run", "--rm", "busybox", "echo", "well") == "well"
+    assert saved.read_bytes()[:7] != b"damaged"
+
+
 def test_a_terminated_supervisor_stops_the_machine_properly(running: Home) -> None:
     os.kill(running.state()["supervisor"], signal.SIGTERM)
     eventually(lambda: not running.machine.running(), 30)
@@ -326,6 +373,7 @@ def test_a_failed_boot_says_why(home: Home) -> None:
     assert "EXT4-fs" in caught.value.message
     assert not machine.running()
     machine.reset()
+    assert not os.path.exists(machine.layout.template)
     machine.start()
     machine.stop()
     meta = contexts.read(config.directory(), "wherry-broken")
@@ -338,11 +386,12 @@ def test_a_failed_boot_says_why(home: Home) -> None:
 
 def test_an_arm_machine_runs_hello_world(home: Home, arm_image: Path) -> None:
     machine = Machine("arm")
-    machine.init(images.install(str(arm_image)), cpus=1, memory=MEMORY)
+    machine.init(images.install(str(arm_image)), cpus=1, memory=MEMORY, warm_start=False)
     docker = Cli([docker_binary()], f"unix://{machine.layout.api_socket}", home.docker.config)
     machine.start()
     assert "aarch64" in docker.ok("run", "--rm", "hello-world", timeout=200)
     machine.stop()
+    assert not os.path.exists(machine.layout.template)
     machine.remove()
 
 
@@ -352,7 +401,7 @@ def test_a_disk_grows(home: Home) -> None:
     docker = Cli([docker_binary()], f"unix://{machine.layout.api_socket}", home.docker.config)
     for size in (4, 9):
         machine.set(disk=size << 30)
-        machine.start()
+        assert machine.start()["resumed"] == (size == 9), "the state has seen no disk"
         docker.ok("load", "--quiet", "--input", container_image("busybox:latest").archive())
         blocks = docker.ok(
             "run", "--rm", "-v", "vol:/v", "busybox", "stat", "-f", "-c", "%b %S", "/v"
@@ -361,6 +410,8 @@ def test_a_disk_grows(home: Home) -> None:
         machine.stop()
     with pytest.raises(MachineError, match="cannot be made smaller"):
         machine.set(disk=4 << 30)
+    machine.set(warm_start=False)
+    assert not os.path.exists(machine.layout.template)
     machine.remove()
 
 
@@ -485,6 +536,7 @@ def test_a_machine_moves_in_a_file(home: Home, tmp_path: Path) -> None:
     assert home.wherry("machine", "export", "--output", file, timeout=300).code == 0
     assert home.wherry("machine", "import", file, "copy", timeout=300).out == "copy\n"
     copy = Machine("copy")
+    assert not os.path.exists(copy.layout.template)
     assert machine_config.load(copy.layout).memory == machine_config.load(home.machine.layout).memory
     assert Path(copy.layout.disk).read_bytes() == Path(home.machine.layout.disk).read_bytes()
     file.write_bytes(file.read_bytes()[:100_000])

@@ -1,5 +1,6 @@
 #include "init.h"
 #include <linux/poll.h>
+#include <linux/random.h>
 #include <linux/time_types.h>
 
 /* Port 1 of virtio device 0: the host puts it in the first slot. */
@@ -7,8 +8,14 @@
 enum { CLOCK_REALTIME = 0, IN_CREATE = 0x100 };
 
 static int port = -1, watch = -1, host_seen;
-static char input[4096], pending[4096];
+static char input[64 * 1024], pending[4096];
 static u64 have, pending_size;
+
+/* A file that is being handed over. */
+static int put_file = -1;
+static u64 put_left;
+static s64 put_result;
+static char put_id[24];
 
 static void flush(void) {
     if (port < 0 || !pending_size)
@@ -60,6 +67,64 @@ static s64 set_clock(const char *seconds, const char *nanoseconds) {
     return sys(clock_settime, CLOCK_REALTIME, &now);
 }
 
+/* "put NAME MODE SIZE": a file below HOST, whose bytes follow the line; it is answered after them. */
+static void put(const char *id, char **arguments) {
+    char *name = next_word(arguments), *mode = next_word(arguments), *size = next_word(arguments), path[256];
+    join(put_id, sizeof put_id, id, NULL);
+    join(path, sizeof path, HOST "/", name ? name : "", NULL);
+    put_left = number(size) < 0 ? 0 : (u64)number(size);
+    put_file = (int)sys(openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, number(mode));
+    put_result = number(size) < 0 || number(mode) < 0 ? -EINVAL : put_file < 0 ? put_file : 0;
+}
+
+static void say_result(const char *id, s64 result) {
+    char head[64];
+    join(head, sizeof head, id, result < 0 ? " error " : " ok", NULL);
+    control_say(head, result < 0 ? decimal(-result) : "");
+}
+
+static void end_put(void) {
+    if (put_file >= 0)
+        sys(close, put_file);
+    put_file = -1;
+    say_result(put_id, put_result);
+    put_id[0] = 0;
+}
+
+/* Some of the file's bytes; how many were taken. */
+static u64 take_put(const char *bytes, u64 size) {
+    u64 taken = size < put_left ? size : put_left;
+    for (u64 done = 0; put_result >= 0 && done < taken;) {
+        s64 result = sys(write, put_file, bytes + done, taken - done);
+        if (result < 0)
+            put_result = result;
+        else
+            done += result;
+    }
+    put_left -= taken;
+    return taken;
+}
+
+/* See random(4). A resumed template would otherwise continue the random numbers of the one before. */
+void take_entropy(void) {
+    static struct {
+        int bits, size;
+        char bytes[1024];
+    } pool;
+    s64 size = read_file(HOST "/entropy", pool.bytes, sizeof pool.bytes);
+    int device = open_file("/dev/urandom", O_WRONLY);
+    pool.size = (int)size;
+    pool.bits = pool.size * 8;
+    s64 result = size <= 0 ? -EINVAL : device < 0 ? device : sys(ioctl, device, RNDADDENTROPY, &pool);
+    if (result >= 0)
+        result = sys(ioctl, device, RNDRESEEDCRNG, 0);
+    if (result < 0)
+        fail("cannot take the host's entropy", HOST "/entropy", result);
+    memset(&pool, 0, sizeof pool);
+    sys(close, device);
+    sys(unlinkat, AT_FDCWD, HOST "/entropy", 0);
+}
+
 static s64 carry_out(const char *verb, char **arguments) {
     if (equal(verb, "time")) {
         char *seconds = next_word(arguments), *nanoseconds = next_word(arguments);
@@ -69,6 +134,10 @@ static s64 carry_out(const char *verb, char **arguments) {
         return grow_data();
     if (equal(verb, "trim"))
         return trim_data();
+    if (equal(verb, "start")) {
+        start_wanted();
+        return 0;
+    }
     if (equal(verb, "poweroff")) {
         power_off_wanted();
         return 0;
@@ -80,10 +149,10 @@ static void answer(char *line) {
     char *id = next_word(&line), *verb = next_word(&line);
     if (!verb)
         return;
-    s64 result = carry_out(verb, &line);
-    char head[64];
-    join(head, sizeof head, id, result < 0 ? " error " : " ok", NULL);
-    control_say(head, result < 0 ? decimal(-result) : "");
+    if (equal(verb, "put"))
+        put(id, &line);
+    else
+        say_result(id, carry_out(verb, &line));
 }
 
 static void receive(void) {
@@ -91,16 +160,20 @@ static void receive(void) {
     if (got <= 0)
         return; /* the host's end is closed for now */
     have += got;
-    input[have] = 0;
-    char *line = input;
-    for (char *end = input; end < input + have; end++)
-        if (*end == '\n') {
-            *end = 0;
-            answer(line);
-            line = end + 1;
+    u64 at = 0, end = 0;
+    while (end < have) {
+        if (put_left)
+            at = end += take_put(input + at, have - at);
+        else if (input[end++] == '\n') {
+            input[end - 1] = 0;
+            answer(input + at);
+            at = end;
         }
-    have -= line - input;
-    memcpy(input, line, have);
+        if (put_id[0] && !put_left)
+            end_put();
+    }
+    have -= at;
+    memcpy(input, input + at, have);
     if (have == sizeof input - 1)
         have = 0; /* no request is that long */
 }

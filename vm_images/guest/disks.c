@@ -6,6 +6,11 @@
 #define ROOT_DISK "/dev/vda"
 #define DATA_DISK "/dev/vdb"
 #define DATA "/var/lib/wherry"
+#define VIRTIO "/sys/bus/virtio"
+/* By their places on the PCI bus, see machine.command: the control channel is virtio0. */
+#define ROOT_DEVICE "virtio1"
+#define DATA_DEVICE "virtio2"
+#define BYTECODE "/run/bytecode" /* where the caches in the agent's code are links to */
 #define EXT4_IOC_RESIZE_FS _IOW('f', 16, __u64) /* include/uapi/linux/ext4.h, newer than some builders' headers */
 enum { MNT_FLAGS = MS_NOSUID | MS_NODEV, BLOCK = 4096 };
 
@@ -25,10 +30,38 @@ static void need_directory(const char *path) {
         fail("cannot make the directory", path, result);
 }
 
+static void give_driver(const char *device) { write_file(VIRTIO "/drivers/virtio_blk/bind", device); }
+
+/* A driver looks at its disk's size and first blocks, which the data disk may not have any more when a template is
+ * resumed. */
+void load_root_disk(const char *modules) {
+    need_directory("/sys");
+    need_mount("sys", "/sys", "sysfs", MNT_FLAGS | MS_NOEXEC, NULL);
+    write_file(VIRTIO "/drivers_autoprobe", "0");
+    load_modules(modules, "boot");
+    write_file(VIRTIO "/drivers_autoprobe", "1");
+    give_driver(ROOT_DEVICE);
+    sys(umount2, "/sys", 0);
+}
+
 /* What the host handed over in the initrd stays in memory; it is only bound to where the image expects it. */
 static void bind_read_only(const char *source, const char *target) {
     need_mount(source, target, NULL, MS_BIND, NULL);
     need_mount(NULL, target, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | MNT_FLAGS, NULL);
+}
+
+/* Where the agent's code has links to for its compiled form, if it comes without: folders, parents first. */
+static void make_bytecode_folders(const char *top) {
+    static char names[8192];
+    char path[512];
+    s64 size = read_file(BOOT "/bytecode", names, sizeof names);
+    if (size < 0)
+        fail("cannot read what came with the initrd", BOOT "/bytecode", size);
+    sys(mkdirat, AT_FDCWD, top, 0755);
+    for (char *cursor = names, *name; (name = next_line(&cursor));) {
+        join(path, sizeof path, top, "/", name, NULL);
+        sys(mkdirat, AT_FDCWD, path, 0755);
+    }
 }
 
 /* "/" itself is a small tmpfs, so that any folder of the host can be mounted under its own name; programs are on the
@@ -50,9 +83,11 @@ void mount_root(void) {
     need_mount("image/etc", "etc", NULL, MS_BIND, NULL);
     need_mount("dev", "/root/dev", "devtmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755");
     need_mount("run", "/root/run", "tmpfs", MNT_FLAGS, "mode=0755");
+    need_directory("/root/run/boot");
     need_directory("/root/run/host");
+    need_directory("/root/run/host/tls");
     need_directory("/root/run/tmp");
-    bind_read_only("/host", "/root/run/host");
+    bind_read_only("/boot", "/root/run/boot");
     bind_read_only("/agent", "/root/usr/lib/wherry");
     need_mount(".", "/", NULL, MS_MOVE, NULL);
     s64 result = sys(chroot, ".");
@@ -70,7 +105,10 @@ void mount_root(void) {
     need_mount("shm", "/dev/shm", "tmpfs", MNT_FLAGS, "mode=1777");
     need_mount("mqueue", "/dev/mqueue", "mqueue", MNT_FLAGS | MS_NOEXEC, NULL);
     sys(symlinkat, "/proc/self/fd", AT_FDCWD, "/dev/fd");
+    make_bytecode_folders(BYTECODE); /* a template's; covered by the data disk's, which last */
 }
+
+void protect_handover(void) { bind_read_only(HOST, HOST); }
 
 /* Whether the disk was never written: a damaged file system must not be taken for a new disk. */
 static int is_blank(void) {
@@ -96,6 +134,7 @@ static s64 mount_ext4(void) {
 }
 
 void mount_data(void) {
+    give_driver(DATA_DEVICE);
     s64 result = mount_ext4();
     if (result < 0 && is_blank()) {
         /* Nothing to discard on a new disk, and tables are initialised by the kernel in the background. */
@@ -113,6 +152,8 @@ void mount_data(void) {
         fail("cannot mount the data disk (its file system is damaged)", DATA_DISK, result);
     if ((result = grow_data()) < 0)
         log_line("cannot grow the file system of the data disk: ", decimal(result), "");
+    make_bytecode_folders(DATA "/bytecode");
+    need_mount(DATA "/bytecode", BYTECODE, NULL, MS_BIND, NULL);
 }
 
 /* From the superblock (kernel documentation, filesystems/ext4): the kernel logs a resize even when it is none. */
@@ -153,6 +194,7 @@ s64 trim_data(void) {
 
 void unmount_data(void) {
     sys(sync);
+    sys(umount2, BYTECODE, 0);
     /* Overlay mounts and namespaces of containers died with their processes; what a kernel still holds is detached. */
     if (sys(umount2, DATA, 0) < 0) {
         mount(NULL, DATA, NULL, MS_REMOUNT | MS_RDONLY, NULL);

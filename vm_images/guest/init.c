@@ -7,12 +7,14 @@
 #include <linux/time_types.h>
 #include <linux/wait.h>
 
-enum { CLOCK_MONOTONIC = 1, SIGNAL_SET = 8, READY_FD = 3, STOP_SECONDS = 10, WORDS = 64 };
+enum { CLOCK_MONOTONIC = 1, SIGNAL_SET = 8, AGENT_FD = 3, STOP_SECONDS = 10, WORDS = 64 };
 #define MODULES "/usr/lib/modules"
+/* Rather than a stream, so that what the agent says arrives word by word. */
+#define SOCKET_KIND (5 /* SOCK_SEQPACKET */ | O_CLOEXEC)
 
-static s64 agent, helper, ready = -1;
-static int answering, stopping;
-static char host_arguments[4096], host_environment[4096], host_name[128];
+static s64 agent, helper;
+static int agent_channel = -1, children = -1, loaded, handed_over, answering, stopping;
+static char agent_command[1024], agent_environment[1024], host_name[128];
 
 /* What the kernel's defaults are too small for: databases map many areas, watchers watch many files. */
 static const char *const settings[][2] = {
@@ -82,31 +84,22 @@ static void read_lines(const char *path, char *text, u64 size, const char **line
     lines[n] = NULL;
 }
 
-/* Folders on the data disk that the host's archive has links to, parents first. */
-static void make_folders(void) {
-    static char names[8192];
-    s64 size = read_file("/run/host/folders", names, sizeof names);
-    if (size < 0)
-        fail("cannot read what the host handed over", "/run/host/folders", size);
-    for (char *cursor = names, *name; (name = next_line(&cursor));)
-        sys(mkdirat, AT_FDCWD, name, 0755);
-}
-
+/* The agent loads its code and waits for what is of this boot alone; see guest_agent.held. */
 static void start_agent(void) {
     static const char *arguments[WORDS], *environment[WORDS];
-    read_lines("/run/host/arguments", host_arguments, sizeof host_arguments, arguments);
-    read_lines("/run/host/environment", host_environment, sizeof host_environment, environment);
+    read_lines(BOOT "/command", agent_command, sizeof agent_command, arguments);
+    read_lines(BOOT "/environment", agent_environment, sizeof agent_environment, environment);
     int ends[2];
-    s64 result = sys(pipe2, ends, O_CLOEXEC);
+    s64 result = sys(socketpair, 1 /* AF_UNIX */, SOCKET_KIND, 0, ends);
     if (result < 0)
-        fail("cannot start the agent", "pipe", result);
-    sys(dup3, ends[1], READY_FD, 0);
+        fail("cannot start the agent", "socketpair", result);
+    sys(dup3, ends[1], AGENT_FD, 0);
     agent = start(arguments, environment, 1);
-    sys(dup3, 2, READY_FD, O_CLOEXEC);
+    sys(dup3, 2, AGENT_FD, O_CLOEXEC);
     sys(close, ends[1]);
     if (agent < 0)
         fail("cannot start the agent", arguments[0], agent);
-    ready = ends[0];
+    agent_channel = ends[0];
 }
 
 static void tell_ready(void) {
@@ -114,11 +107,17 @@ static void tell_ready(void) {
         control_say("ready ", decimal((s64)milliseconds()));
 }
 
-static void agent_ready(void) {
+/* "loaded", then "ready"; the end of the channel is followed by the agent's own. */
+static void agent_spoke(void) {
     char text[16];
-    answering = sys(read, ready, text, sizeof text) > 0;
-    sys(close, ready);
-    ready = -1;
+    s64 size = sys(read, agent_channel, text, sizeof text);
+    if (size > 0 && text[0] == 'l') {
+        loaded = 1;
+        return;
+    }
+    answering = size > 0;
+    sys(close, agent_channel);
+    agent_channel = -1;
     tell_ready();
 }
 
@@ -140,8 +139,10 @@ static int reap(void) {
 
 void power_off_wanted(void) { stopping = 1; }
 
+void start_wanted(void) { handed_over = 1; }
+
 /* Everything is asked to end, waited for, and then killed: file systems must not be in use when they are unmounted. */
-static void stop_everything(int children) {
+static void stop_everything(void) {
     static const int signals[] = {15, 9};
     char discarded[1024];
     for (u64 i = 0; i < COUNT(signals); i++) {
@@ -156,23 +157,29 @@ static void stop_everything(int children) {
     }
 }
 
-static void __attribute__((noreturn)) serve(int children) {
+static void __attribute__((noreturn)) stop(void) {
+    stop_everything();
+    unmount_data();
+    power_off();
+}
+
+/* Until `done`, or for good if there is none; a power-off ends everything. */
+static void serve(const int *done) {
     char discarded[1024];
-    while (!stopping) {
-        struct pollfd waits[] = {{children, POLLIN, 0}, {(int)ready, POLLIN, 0}, {control_fd(), POLLIN, 0}};
+    while (!done || !*done) {
+        struct pollfd waits[] = {{children, POLLIN, 0}, {agent_channel, POLLIN, 0}, {control_fd(), POLLIN, 0}};
         waits[2].events |= control_waits_to_write() ? POLLOUT : 0;
         sys(ppoll, waits, COUNT(waits), NULL, NULL, SIGNAL_SET);
         if (waits[0].revents)
             sys(read, children, discarded, sizeof discarded);
         reap();
         if (waits[1].revents)
-            agent_ready();
+            agent_spoke();
         if (waits[2].revents)
             control_ready(waits[2].revents);
+        if (stopping)
+            stop();
     }
-    stop_everything(children);
-    unmount_data();
-    power_off();
 }
 
 /* Done beside the starting agent: shared folders, which the machine is not ready without, and modules that are needed
@@ -183,37 +190,54 @@ static void help(void) {
         mount_shares();
     else if (sys(clone, 17 /* SIGCHLD */, 0, 0, 0, 0))
         return;
-    else
+    else if (!loaded)
         load_modules(MODULES, "later");
     for (;;)
         sys(exit_group, 0);
 }
 
-static int boot(void) {
-    sys(dup3, 2, READY_FD, O_CLOEXEC); /* keeps the number free for the agent */
-    u64 child_signal = 1UL << (17 - 1);
-    sys(rt_sigprocmask, 0 /* SIG_BLOCK */, &child_signal, NULL, SIGNAL_SET);
-    int children = (int)sys(signalfd4, -1, &child_signal, SIGNAL_SET, O_CLOEXEC | O_NONBLOCK);
-    sys(mount, "dev", "/dev", "devtmpfs", MS_NOSUID, NULL);
-    control_open();
-    stage("init");
-    load_modules("/modules", "boot");
+/* What is the same at each boot. Where the host wants a template of it (docs/internals.md), also the agent's code is
+ * loaded; nothing here depends on the data disk, which is not even bound to its driver. */
+static void set_up(void) {
+    load_root_disk("/modules");
     mount_root();
     stage("root");
     load_modules(MODULES, "boot");
     for (u64 i = 0; i < COUNT(settings); i++)
         write_file(settings[i][0], settings[i][1]);
+    if (!exists(BOOT "/template"))
+        return;
+    load_modules(MODULES, "later");
+    start_agent();
+    serve(&loaded);
+}
+
+static void __attribute__((noreturn)) boot(void) {
+    sys(dup3, 2, AGENT_FD, O_CLOEXEC); /* keeps the number free for the agent */
+    u64 child_signal = 1UL << (17 - 1);
+    sys(rt_sigprocmask, 0 /* SIG_BLOCK */, &child_signal, NULL, SIGNAL_SET);
+    children = (int)sys(signalfd4, -1, &child_signal, SIGNAL_SET, O_CLOEXEC | O_NONBLOCK);
+    sys(mount, "dev", "/dev", "devtmpfs", MS_NOSUID, NULL);
+    control_open();
+    stage("init");
+    set_up();
+    stage("waiting");
+    serve(&handed_over); /* a template is resumed in here */
+    take_entropy();
+    protect_handover();
     set_up_network();
-    s64 size = read_file("/run/host/name", host_name, sizeof host_name);
+    s64 size = read_file(HOST "/name", host_name, sizeof host_name);
     if (size > 0)
         sys(sethostname, host_name, size);
     stage("network");
     mount_data();
-    make_folders();
     stage("data");
-    start_agent();
+    if (agent_channel < 0)
+        start_agent();
+    sys(write, agent_channel, "go\n", 3);
     help();
-    serve(children);
+    serve(NULL);
+    power_off();
 }
 
 void __attribute__((used, noreturn)) entry(s64 *stack) {
@@ -222,7 +246,7 @@ void __attribute__((used, noreturn)) entry(s64 *stack) {
     if (sys(getpid) == 1 && count > 1 && equal(arguments[1], "probe"))
         power_off(); /* the host only wants to know that the machine runs code */
     else if (sys(getpid) == 1)
-        status = boot();
+        boot();
     else
         status = modprobe_main(count, arguments);
     for (;;)

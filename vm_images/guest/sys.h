@@ -53,6 +53,7 @@ static inline s64 syscall6(s64 n, s64 a, s64 b, s64 c, s64 d, s64 e, s64 f) {
 #define SYS5(n, a, b, c, d, e) syscall6(__NR_##n, (s64)(a), (s64)(b), (s64)(c), (s64)(d), (s64)(e), 0)
 #define SYS6(n, a, b, c, d, e, f) syscall6(__NR_##n, (s64)(a), (s64)(b), (s64)(c), (s64)(d), (s64)(e), (s64)(f))
 
+static inline int exists(const char *path) { return sys(faccessat, AT_FDCWD, path, 0 /* F_OK */) >= 0; }
 static inline int open_file(const char *path, int flags) { return (int)sys(openat, AT_FDCWD, path, flags | O_CLOEXEC, 0); }
 
 /* strings.c */

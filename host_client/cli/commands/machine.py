@@ -35,6 +35,12 @@ SIZE_FLAGS = (
         "int",
         "Minutes without containers and clients after which it sleeps (default 0: never)",
     ),
+    (
+        "warm-start",
+        "",
+        "bool",
+        "Keep the booted state before any data in a file, and start from it (default true)",
+    ),
     ("share", "", "list", "Folder of this computer that containers can mount (default: yours and /tmp)"),
 )
 FORCE_FLAG = ("force", "f", "bool", "Do not ask for confirmation")
@@ -85,7 +91,13 @@ def init(session: Session, parsed: Parsed) -> int:
     picture = image.install(parsed["image"]) if parsed["image"] else vm.provide_image(tell, parsed["arch"])
     machine = named(parsed)
     made = machine.init(
-        picture, parsed["cpus"], parsed["memory"], parsed["disk"], _folders(parsed), parsed["idle-stop"]
+        picture,
+        parsed["cpus"],
+        parsed["memory"],
+        parsed["disk"],
+        _folders(parsed),
+        parsed["idle-stop"],
+        parsed["warm-start"] or "warm-start" not in parsed.given,
     )
     tell(
         f"Machine {machine.name}: {made.cpus} CPUs, {units.binary_size(made.memory)} of memory, "
@@ -173,7 +185,10 @@ def status(session: Session, parsed: Parsed) -> int:
             ("Accelerator", running["accelerator"].upper()),
             ("Engine", layout.address(running["socket"])),
             ("Processes", f"supervisor {running['supervisor']}, QEMU {running['qemu']}"),
-            ("Booted in", f"{running['boot_milliseconds']['ready'] / 1000:.1f} s"),
+            (
+                "Resumed in" if running.get("resumed") else "Booted in",
+                f"{running['boot_milliseconds']['ready'] / 1000:.1f} s",
+            ),
         ]
     used = f"{units.binary_size(_size_of(machine))} of at most {units.binary_size(made.disk)}"
     rows += [("CPUs", str(made.cpus)), ("Memory", units.binary_size(made.memory)), ("Disk", used)]
@@ -259,10 +274,11 @@ LOGS = Command(
 @guarded
 def change(session: Session, parsed: Parsed) -> int:
     """`wherry machine set`."""
-    if not parsed.given & {"cpus", "memory", "disk", "share", "idle-stop"}:
-        raise CliError("nothing to change", "give --cpus, --memory, --disk, --share or --idle-stop")
-    idle = parsed["idle-stop"] if "idle-stop" in parsed.given else None
-    named(parsed).set(parsed["cpus"], parsed["memory"], parsed["disk"], _folders(parsed), idle)
+    if not parsed.given & {flag[0] for flag in SIZE_FLAGS}:
+        names = [f"--{flag[0]}" for flag in SIZE_FLAGS]
+        raise CliError("nothing to change", f"give {', '.join(names[:-1])} or {names[-1]}")
+    idle, warm = (parsed[name] if name in parsed.given else None for name in ("idle-stop", "warm-start"))
+    named(parsed).set(parsed["cpus"], parsed["memory"], parsed["disk"], _folders(parsed), idle, warm)
     return 0
 
 
