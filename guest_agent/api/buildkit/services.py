@@ -44,7 +44,6 @@ _NO_LLB = "Build from a Dockerfile."
 _REFUSED = {
     _CONTROL + "ListenBuildHistory": (Cardinality.UNARY_STREAM, *_HISTORY),
     _CONTROL + "UpdateBuildHistory": (Cardinality.UNARY_UNARY, *_HISTORY),
-    _CONTROL + "Session": (_STREAM, "sessions are not opened by gRPC", "Use POST /session."),
 } | {
     _BRIDGE + name: (cardinality, f"the gateway's {name} is not supported", _NO_LLB)
     for name, cardinality in (
@@ -128,7 +127,7 @@ class BuildServices:
             _CONTROL + "Status": (self._status, many, messages.StatusRequest, messages.StatusResponse),
             _CONTROL + "Session": (
                 self._session,
-                Cardinality.STREAM_STREAM,
+                _STREAM,
                 messages.BytesMessage,
                 messages.BytesMessage,
             ),
