@@ -37,7 +37,7 @@ install() {
     # From a copy, so that no build directory is left in the checkout and none from before gets in.
     copy=$(mktemp -d)
     trap 'rm -rf "$copy"' EXIT
-    (cd "$source" && cp -R pyproject.toml README.md LICENSE guest_agent host_client "$copy")
+    (cd "$source" && cp -R pyproject.toml README.md LICENSE guest_agent host_client vm_images "$copy")
     quietly "$home/bin/python" -I -m pip install --quiet --disable-pip-version-check --no-input "$copy" ||
         fail "pip could not install Wherry" "Its own message is above; a package index must be reachable."
     mkdir -p "$commands"

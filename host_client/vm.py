@@ -110,7 +110,7 @@ def _tell_step(message: dict[str, Any], tell: Callable[[str], None]) -> None:
 
 
 def provide_image(tell: Callable[[str], None], arch: str = "") -> Image:
-    """An image for new machines: an installed one, one that a package brought, or one built from a checkout.
+    """An image for new machines: an installed one, one that a package brought, or one built here.
 
     Raises:
         MachineError: there is none; says how to get one.
@@ -125,8 +125,7 @@ def provide_image(tell: Callable[[str], None], arch: str = "") -> Image:
     if packaged:
         tell("Installing the VM image")
         return image.install(packaged)
-    tell("Building the VM image from Debian packages; this is done once")
-    return image.build(arch)
+    return image.build(arch, tell)
 
 
 def import_packages() -> None:

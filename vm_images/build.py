@@ -11,7 +11,7 @@ import tempfile
 from typing import Any
 
 from host_client.machine.cpio import Cpio
-from vm_images import erofs, recipe
+from vm_images import erofs, recipe, tools
 from vm_images.kernel import Modules, boot_file, kernel_version
 from vm_images.packages import BuildError, run, unpack, unpack_wheels
 from vm_images.recipe import ARCHES, Arch
@@ -49,6 +49,7 @@ def build(arch_name: str, out: str, mirror: str | None, compression: str | None)
     BuildError.
     """
     arch = ARCHES[arch_name]
+    tools.check(arch)
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
     os.makedirs(out, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vm-image-") as work:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,16 +119,17 @@ def packaged(arch: str) -> str | None:
     return places[0] if places else None
 
 
-def build(arch: str) -> Image:
-    """Builds and installs an image with the recipe of this checkout.
+def build(arch: str, tell: Callable[[str], None]) -> Image:
+    """Builds and installs an image with the recipe that comes with Wherry; `tell` says so.
 
     Raises MachineError when that is not possible.
     """
-    if importlib.util.find_spec("vm_images") is None or shutil.which("mmdebstrap") is None:
+    if importlib.util.find_spec("vm_images") is None or shutil.which("apt-get") is None:
         raise MachineError(
             f"there is no VM image for {arch} on this machine",
             f"Install one: pip install wherry-image-{arch}, or: wherry machine init --image FOLDER",
         )
+    tell("Building the VM image from Debian packages; this is done once")
     os.makedirs(data_folder("images"), exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data_folder("images"), suffix=".tmp") as folder:
         command = [sys.executable, "-m", "vm_images", "build", "--arch", arch, "--out", folder]

@@ -93,6 +93,9 @@ def test_install_and_first_container(machine: Machine) -> None:
     assert first.returncode == 0, first.stderr
     assert "Hello from Wherry!" in first.stdout
     assert "image that ships with Wherry" in first.stderr
+    virtual = machine.run("wherry --mode vm run hello-world", "--net")
+    assert virtual.returncode == 125
+    assert "mmdebstrap" in virtual.stderr.split("sudo apt-get install")[1]
     again = machine.run("cd /mnt && ./install.sh && wherry version --client")
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith("Client: Wherry\n")
