@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import signal
 import socket
 import ssl
@@ -518,16 +519,45 @@ def test_a_data_disk_of_an_older_image_is_used_without_quotas(home: Home, tmp_pa
     machine.remove()
 
 
-def test_space_comes_back_when_a_volume_goes(running: Home) -> None:
-    disk = Path(running.machine.layout.disk)
-    running.docker.ok(
-        "run", "--rm", "-v", "big:/v", "busybox", "sh", "-c", "head -c 300000000 /dev/urandom > /v/f; sync"
-    )
-    full = disk.stat().st_blocks * 512
-    assert full > 300_000_000
-    running.docker.ok("volume", "rm", "big")
+def _random(path: str, megabytes: int) -> tuple[str, str, str]:
+    return ("sh", "-c", f"dd if=/dev/urandom of={path} bs=1M count={megabytes} 2>/dev/null; sync")
+
+
+def test_space_comes_back_when_a_volume_or_an_image_goes(running: Home) -> None:
+    docker, disk = running.docker, Path(running.machine.layout.disk)
+
+    def size() -> int:
+        return disk.stat().st_blocks * 512
+
+    docker.ok("run", "--rm", "-v", "big:/v", "busybox", *_random("/v/f", 100))
+    full = size()
+    assert full > 100 << 20
+    docker.ok("volume", "rm", "big")
     control.ask(running.machine.layout, {"do": "trim"})
-    eventually(lambda: disk.stat().st_blocks * 512 < full - 250_000_000, 30)
+    eventually(lambda: size() < full - (80 << 20), 30)
+    docker.ok("run", "--name", "writer", "busybox", *_random("/f", 50))
+    docker.ok("commit", "writer", "big", timeout=120)
+    docker.ok("rm", "writer")
+    docker.ok("run", "--rm", "busybox", "sync")
+    full = size()
+    docker.ok("rmi", "big")
+    eventually(lambda: size() < full - (80 << 20), 60)  # by itself: the file system commits every 5 s
+
+
+def test_memory_comes_back_when_a_container_ends(running: Home) -> None:
+    status = Path(f"/proc/{running.state()['qemu']}/status")
+
+    def resident() -> int:
+        return int(re.findall(r"RssAnon:\s+(\d+) kB", status.read_text())[0]) << 10
+
+    fill = "dd if=/dev/zero of=/dev/shm/f bs=1M count=400 2>/dev/null; echo full; sleep 600"
+    run = ("run", "--detach", "--name", "large", "--shm-size", "500m", "busybox", "sh", "-c", fill)
+    running.docker.ok(*run)
+    eventually(lambda: "full" in running.docker.ok("logs", "large"), 60)
+    full = resident()
+    assert full > 400 << 20
+    running.docker.ok("rm", "--force", "large")
+    eventually(lambda: resident() < full - (300 << 20), 60)
 
 
 def test_a_machine_moves_in_a_file(home: Home, tmp_path: Path) -> None:
