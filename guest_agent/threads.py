@@ -68,9 +68,14 @@ async def finished(future: asyncio.Future[T]) -> T:
         raise
 
 
-def blocking_reader(pieces: AsyncIterator[bytes]) -> Callable[[int], bytes]:
-    """A read function for a thread over an iterator on the event loop. It ignores the size asked for."""
-    loop = asyncio.get_running_loop()
+def blocking_reader(
+    pieces: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop | None = None
+) -> Callable[[int], bytes]:
+    """A read function for a thread over an iterator on the event loop. It ignores the size asked for.
+
+    `loop` is to be given where this one is called in the thread.
+    """
+    loop = loop or asyncio.get_running_loop()
     iterator = aiter(pieces)
 
     async def piece() -> bytes:

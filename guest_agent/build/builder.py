@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from guest_agent.build import context
@@ -22,7 +23,7 @@ from guest_agent.build.dockerfile.arguments import global_arguments, unused
 from guest_agent.build.failure import StepFailed
 from guest_agent.build.locks import Locks
 from guest_agent.build.plan import Plan, PlannedStage, make_plan, named_stage
-from guest_agent.build.request import BuildRequest, BuildResult, Listener, StepInfo
+from guest_agent.build.request import BuildRequest, BuildResult, CacheFrom, Listener, StepInfo
 from guest_agent.build.squash import squash
 from guest_agent.build.state import State, of_image
 from guest_agent.build.steps import StageRun, Surroundings, platform_values
@@ -34,7 +35,7 @@ from guest_agent.images.assemble import add_image
 from guest_agent.images.build_cache import BuildCache
 from guest_agent.images.platforms import Platform
 from guest_agent.images.store import Image, Lease
-from guest_agent.threads import to_the_end
+from guest_agent.threads import in_thread, to_the_end
 
 if TYPE_CHECKING:
     from guest_agent.engine.engine import Engine
@@ -141,6 +142,7 @@ class _Build:
             id,
             state,
             tuple(names),
+            tuple(dict.fromkeys(self._around.keys)),
             tuple(unused(self._around.build_args, used | {"SOURCE_DATE_EPOCH"})),
             tuple(warning.message for warning in self._dockerfile.warnings),
         )
@@ -239,12 +241,40 @@ class _Build:
         return of_image(images, image)
 
     async def _candidates(self) -> None:
-        """The images of --cache-from, as far as they can be had."""
-        for name in self._request.cache_from:
+        """The images and caches of --cache-from, as far as they can be had."""
+        for each in self._request.cache_from:
             try:
-                self._around.candidates.append(await self._image(name, self._platform, None, False))
+                await self._candidate(each)
             except EngineError as error:
-                log.info("cache-from %s: %s", name, error.message)
+                log.info("cache-from %s: %s", each.name, error.message)
+                self._listener.imported(each.name, error.message)
+            else:
+                self._listener.imported(each.name, "")
+
+    async def _candidate(self, wanted: CacheFrom) -> None:
+        name, candidates, images = wanted.name, self._around.candidates, self._engine.images
+        if wanted.blobs is None:
+            try:
+                images.get(name)
+            except NotFound:
+                pass
+            else:
+                candidates.append(await self._image(name, self._platform, None, False))
+                return
+        from guest_agent.build import cache_import
+
+        if wanted.blobs is not None:
+            open_folder = partial(cache_import.open_folder, name, wanted.blobs)
+            self._around.imported.append(await in_thread(open_folder, "build-cache"))
+            return
+        ref = reference.parse(name).with_default_tag()
+        credentials = await self._request.credentials(ref.domain) if self._request.credentials else None
+        found, blobs = await in_thread(lambda: images.puller().artifact(ref, credentials), "build-cache")
+        if cache_import.is_image(found):
+            candidates.append(await self._image(name, self._platform, None, False))
+        else:
+            opened = await in_thread(lambda: cache_import.ImportedCache.open(found, blobs), "build-cache")
+            self._around.imported.append(opened)
 
     async def _finished(self, state: State) -> State:
         """The target with --label and --squash. InvalidParameter when there is nothing in it."""

@@ -71,6 +71,9 @@ class ClassicListener:
             self._tell(step.stage, {"stream": f" ---> Removed intermediate container {_short(container)}\n"})
         self._tell(step.stage, {"stream": f" ---> {_short(state_id)}\n"})
 
+    def imported(self, name: str, error: str) -> None:
+        """dockerd does not tell, either: the steps show what was of use."""
+
     def stage_ended(self, stage: int) -> None:
         """Goes on to the next stage that has something to tell."""
         self._over.add(stage)

@@ -4,7 +4,7 @@ and the doors to it (`POST /build`, BuildKit's).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,8 +12,11 @@ from guest_agent.build.dockerfile.types import Lines
 from guest_agent.build.state import State
 from guest_agent.engine.container_config import HostConfig
 from guest_agent.images.auth import Credentials
+from guest_agent.images.manifest import Descriptor
 from guest_agent.images.platforms import Platform
 from guest_agent.images.reference import Reference
+
+Blobs = Callable[[Descriptor], Iterator[bytes]]  # the content of a blob, not verified; blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,9 @@ class Listener(Protocol):
     def ended(self, step: StepInfo, cached: bool, state_id: str, error: str) -> None:
         """A step is over. `state_id`: the id an image of the state after it has; "" after an error."""
 
+    def imported(self, name: str, error: str) -> None:
+        """A cache of --cache-from can be used from now on, or why not."""
+
     def stage_ended(self, stage: int) -> None:
         """All steps of a stage are over."""
 
@@ -71,6 +77,14 @@ class Context(Protocol):
 SecretSource = Callable[[str], Awaitable[bytes | None]]  # id → value, None when there is none
 
 
+@dataclass(frozen=True, slots=True)
+class CacheFrom:
+    """Where steps may be taken from: `--cache-from`."""
+
+    name: str  # of an image that is here, or of an image or cache in a registry; a folder's cache: its digest
+    blobs: Blobs | None = None  # reads from a client's folder
+
+
 @dataclass(slots=True)
 class BuildRequest:
     """Everything about one build."""
@@ -85,7 +99,8 @@ class BuildRequest:
     platform: Platform | None = None
     no_cache: bool = False
     pull: bool = False
-    cache_from: Sequence[str] = ()
+    cache_from: Sequence[CacheFrom] = ()
+    cache_only: bool = False  # steps are taken from there alone, as dockerd's classic builder has it
     squash: bool = False
     host: HostConfig = field(default_factory=HostConfig)  # limits, network mode, extra hosts, shm size
     credentials: Callable[[str], Awaitable[Credentials | None]] | None = None  # by registry host
@@ -104,6 +119,7 @@ class BuildResult:
 
     image_id: str  # that it has, or would have if it was kept
     state: State
-    tagged: tuple[str, ...]  # familiar names
+    tagged: tuple[str, ...] = ()  # familiar names
+    keys: tuple[str, ...] = ()  # of its steps, in the build cache
     unused_args: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

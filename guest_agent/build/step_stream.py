@@ -51,6 +51,11 @@ class StepListener:
         """What came of it."""
         self._tell(step, "ended", cached=cached, error=error)
 
+    def imported(self, name: str, error: str) -> None:
+        """Says what cannot be used."""
+        if error:
+            self._say({"stream": f"[Warning] cache {name}: {error}\n"})
+
     def stage_ended(self, stage: int) -> None:
         """Nothing to say."""
 

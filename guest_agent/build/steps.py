@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from guest_agent.build import copies, runs, settings
@@ -24,11 +26,15 @@ from guest_agent.images.build_cache import BuildCache, CacheEntry
 from guest_agent.images.load import now
 from guest_agent.images.platforms import Platform
 from guest_agent.images.store import LayerRow, Lease
+from guest_agent.threads import to_the_end
 
 if TYPE_CHECKING:
+    from guest_agent.build.cache_import import ImportedCache
     from guest_agent.build.context import Scratch
     from guest_agent.build.locks import Locks
     from guest_agent.engine.engine import Engine
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -51,6 +57,8 @@ class Surroundings:
     state_of: Callable[[str, int, str], Awaitable[State]]  # --from: name, stage index, platform → state
     candidates: list[State] = field(default_factory=list)  # images of --cache-from
     used_args: set[str] = field(default_factory=set)
+    imported: list[ImportedCache] = field(default_factory=list)  # caches of --cache-from
+    keys: list[str] = field(default_factory=list)  # of all steps, in the build cache
     hits: list[str] = field(default_factory=list)  # keys of the steps that were in the cache
 
     def moment(self) -> str:
@@ -203,7 +211,8 @@ class StageRun:
     async def _settle(self, step: StepInfo, outcome: Outcome) -> bool:
         """The result from the cache, or made and remembered; whether it was from the cache."""
         around = self.around
-        entry = None if around.request.no_cache else self._find(outcome)
+        around.keys.append(outcome.key)
+        entry = None if around.request.no_cache else await self._find(outcome)
         if entry is not None:
             self.state = outcome.state.with_step(entry.created, outcome.created_by, entry.layer)
             return True
@@ -213,15 +222,43 @@ class StageRun:
         around.cache.add(outcome.key, self.state.chain, layer, created, outcome.description, outcome.kind)
         return False
 
-    def _find(self, outcome: Outcome) -> CacheEntry | None:
+    async def _find(self, outcome: Outcome) -> CacheEntry | None:
         around = self.around
-        entry = around.cache.find(outcome.key)
+        entry = None if around.request.cache_only else around.cache.find(outcome.key)
         if entry is not None:
             around.lease.hold_chains([entry.chain] if entry.chain else [])
             if not entry.chain or around.engine.images.layer(entry.chain) is not None:
                 around.hits.append(outcome.key)
                 return entry
-        return self._candidate(outcome)
+        taken_over = self._candidate(outcome) or await self._imported(outcome)
+        if taken_over is not None:
+            around.cache.add(
+                outcome.key,
+                taken_over.chain,
+                taken_over.layer,
+                taken_over.created,
+                outcome.description,
+                outcome.kind,
+            )
+        return taken_over
+
+    async def _imported(self, outcome: Outcome) -> CacheEntry | None:
+        """The step in a cache of --cache-from, its layer fetched."""
+        around, chain = self.around, self.state.chain
+        for cache in around.imported:
+            step = cache.find(outcome.key, chain)
+            if step is None:
+                continue
+            layer = None
+            if not step.empty:
+                work = partial(cache.bring, around.engine.images, around.lease, step, self.state.chains)
+                try:
+                    layer = await to_the_end(work, "build-import")
+                except EngineError as error:
+                    log.warning("the layer of %s cannot be imported: %s", outcome.description, error.message)
+                    continue
+            return CacheEntry(outcome.key, step.chain, layer, step.created, "", outcome.kind, 0, 0.0, 0.0, 0)
+        return None
 
     def _candidate(self, outcome: Outcome) -> CacheEntry | None:
         """The step in an image of --cache-from that has the same layers and the same words in its history."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from guest_agent.errors import (
@@ -27,9 +28,10 @@ from guest_agent.images.messages import Say
 from guest_agent.images.platforms import Platform
 from guest_agent.images.reference import Reference
 from guest_agent.images.registry import Cancelled, CertificateError, Registry, RegistryError, Unreachable
-from guest_agent.images.repository import Repository, not_found
+from guest_agent.images.repository import Manifest, Repository, not_found
 from guest_agent.images.store import Image, ImageStore
 from guest_agent.images.transfer import Transfers
+from guest_agent.images.upload import Uploads
 
 T = TypeVar("T")
 
@@ -122,12 +124,79 @@ class Puller:
             for tag, id in tags:
                 work.run(tag, store.by_id(id))
 
-        targets = [
+        self._ask(ref, self._targets(ref, credentials), push, _push_refused)
+
+    def artifact(
+        self, ref: Reference, credentials: Credentials | None
+    ) -> tuple[Manifest, Callable[[Descriptor], Iterator[bytes]]]:
+        """The manifest that a name has in its registry, whatever it is of, and what reads its blobs.
+
+        Raises as `pull` does; what is read is not verified.
+        """
+        ref = ref.with_default_tag()
+        rules = policy.rules_for(ref, self._config.signature_policy)
+        rules.check(ref)
+
+        def find(sources: Sequence[Repository]) -> tuple[Manifest, Callable[[Descriptor], Iterator[bytes]]]:
+            found = sources[0].manifest(ref.digest or ref.tag)
+            if rules.signed:
+                from guest_agent.images.signature import verify
+
+                verify(rules, ref, [found.digest], sources)
+            return found, lambda blob: self._blob(ref, sources[0], blob)
+
+        return self._ask(ref, self._sources(ref, credentials), find)
+
+    def _blob(self, ref: Reference, source: Repository, blob: Descriptor) -> Iterator[bytes]:
+        try:
+            yield from source.blob(blob.digest, 0)
+        except EngineError as e:
+            raise _translated(e, ref) from e
+
+    def push_artifact(
+        self,
+        ref: Reference,
+        document: bytes,
+        blobs: Sequence[tuple[Descriptor, bytes | None]],
+        credentials: Credentials | None,
+        told: Callable[[Descriptor], None],
+        cancelled: threading.Event,
+    ) -> None:
+        """Pushes an OCI manifest that is no image's under a tag, and what it names, each as its content or
+        None for a blob of the store.
+
+        `told` is called, in this thread, before each. Raises as `push` does.
+        """
+
+        def push(targets: Sequence[Repository]) -> None:
+            targets[0].registry.get("", "").close()
+            uploads = Uploads(targets[0], cancelled)
+            for blob, content in blobs:
+                told(blob)
+                if not uploads.has(blob.digest):
+                    self._upload(uploads, blob, content)
+            uploads.manifest(ref.tag, document, manifests.OCI_MANIFEST)
+
+        self._ask(ref, self._targets(ref, credentials), push, _push_refused)
+
+    def _upload(self, uploads: Uploads, blob: Descriptor, content: bytes | None) -> None:
+        if content is None:
+            fd = self._store.content.open(blob.digest)
+        else:
+            fd = os.memfd_create("blob", os.MFD_CLOEXEC)
+            os.pwrite(fd, content, 0)
+        try:
+            uploads.send(blob, fd, lambda done: None)
+        finally:
+            os.close(fd)
+
+    def _targets(self, ref: Reference, credentials: Credentials | None) -> list[Repository]:
+        """Where to push to: no mirrors."""
+        return [
             Repository(each.registry, each.path, "pull,push")
             for each in self._sources(ref, credentials)
             if not each.registry.endpoint.mirror
         ]
-        self._ask(ref, targets, push, _push_refused)
 
     def tags(self, ref: Reference, credentials: Credentials | None) -> list[str]:
         """All tags of a repository. Raises as `pull` does."""

@@ -29,7 +29,7 @@ _CHUNK = 1 << 18
 _INDEXES = (manifest.OCI_INDEX, manifest.DOCKER_LIST)
 _MANIFESTS = (manifest.OCI_MANIFEST, manifest.DOCKER_MANIFEST)
 _ACCEPT = ", ".join((*_INDEXES, *_MANIFESTS))
-_CONFIGS = (manifest.OCI_CONFIG, manifest.DOCKER_CONFIG)
+CONFIGS = (manifest.OCI_CONFIG, manifest.DOCKER_CONFIG)
 _LAYERS = frozenset(
     (
         manifest.OCI_LAYER,
@@ -63,7 +63,7 @@ class Manifest:
     def config(self) -> Descriptor:
         """The image configuration's descriptor. InvalidParameter for what is no image."""
         found = descriptor(self.document.get("config"), "config")
-        if found.media_type not in _CONFIGS:
+        if found.media_type not in CONFIGS:
             raise InvalidParameter(
                 f'Encountered remote "{found.media_type}"(unknown) when fetching',
                 "It is an artifact of another kind, not a container image.",

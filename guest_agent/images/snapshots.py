@@ -32,10 +32,13 @@ def chain_ids(diff_ids: Sequence[str]) -> list[str]:
     """The chain id of each layer, bottom first (OCI image-spec config.md, "Layer ChainID")."""
     chains: list[str] = []
     for diff in diff_ids:
-        chains.append(
-            f"sha256:{hashlib.sha256(f'{chains[-1]} {diff}'.encode()).hexdigest()}" if chains else diff
-        )
+        chains.append(chain_id(chains[-1] if chains else "", diff))
     return chains
+
+
+def chain_id(parent: str, diff: str) -> str:
+    """The chain id of a layer on top of `parent`, "" for the lowest."""
+    return f"sha256:{hashlib.sha256(f'{parent} {diff}'.encode()).hexdigest()}" if parent else diff
 
 
 # linux/fs.h; the values are those of 64-bit machines

@@ -2,8 +2,8 @@
 
 Fields that are not listed are skipped on reading, as protobuf has it. Names and numbers are those of
 BuildKit's `control.proto`, `gateway.proto`, `worker.proto`, `filesync.proto`, `secrets.proto`,
-`auth.proto`, `ssh.proto`, `ops.proto` and of fsutil's `wire.proto` and `stat.proto`; they are what is on
-the wire.
+`auth.proto`, `ssh.proto`, `ops.proto`, of containerd's `content.proto` and of fsutil's `wire.proto` and
+`stat.proto`; they are what is on the wire.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ GetSecretRequest: 1 ID string
 CheckAgentRequest: 1 ID string
 CredentialsRequest: 1 Host string
 CredentialsResponse: 1 Username string, 2 Secret string
+ReadContentRequest: 1 digest string, 2 offset int64, 3 size int64
+ReadContentResponse: 1 offset int64, 2 data bytes
+WriteContentRequest: 1 action int32, 2 ref string, 3 total int64, 4 expected string, 5 offset int64, 6 data
+    bytes
+WriteContentResponse: 1 action int32, 4 offset int64, 5 total int64, 6 digest string
 HealthCheckRequest: 1 service string
 HealthCheckResponse: 1 status int32
 """

@@ -6,9 +6,10 @@ The names are BuildKit's (`frontend/dockerui`, `frontend/dockerfile`); buildx ma
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from guest_agent.build.request import Blobs, CacheFrom
 from guest_agent.engine.container_config import HostConfig, Ulimit
 from guest_agent.errors import InvalidParameter, NotSupported
 from guest_agent.images import platforms
@@ -33,7 +34,6 @@ def request_fields(attributes: Mapping[str, str]) -> dict[str, Any]:
         "platform": platforms.parse(platform) if platform else None,
         "no_cache": "no-cache" in attributes,
         "pull": attributes.get("image-resolve-mode") == "pull",
-        "cache_from": _cache_from(attributes),
         "host": HostConfig(
             network_mode=attributes.get("force-network-mode", ""),
             extra_hosts=_hosts(attributes.get("add-hosts", "")),
@@ -103,17 +103,24 @@ def _ulimits(text: str) -> list[Ulimit] | None:
     return found or None
 
 
-def _cache_from(attributes: Mapping[str, str]) -> list[str]:
-    found = [name for name in attributes.get("cache-from", "").split(",") if name]
+def cache_from(attributes: Mapping[str, str], folder: Callable[[str], Blobs]) -> list[CacheFrom]:
+    """The sources of `--cache-from`; `folder` gives what reads from a folder of the client's.
+
+    Raises NotSupported by the source's type, InvalidParameter.
+    """
+    found = [CacheFrom(name) for name in attributes.get("cache-from", "").split(",") if name]
     try:
         imports = json.loads(attributes.get("cache-imports") or "[]")
         for each in imports:
             kind, details = each["Type"], each.get("Attrs") or {}
-            if kind != "registry":
+            if kind == "registry":
+                found.append(CacheFrom(details["ref"]))
+            elif kind == "local":
+                found.append(CacheFrom(details["digest"], folder(details["src"])))
+            else:
                 raise NotSupported(
-                    f"--cache-from type={kind} is not supported", "Use an image: --cache-from type=registry."
+                    f"--cache-from type={kind} is not supported", "It can be registry or local."
                 )
-            found.append(details["ref"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InvalidParameter(f"failed to unmarshal cache-imports: {error}")
     return found

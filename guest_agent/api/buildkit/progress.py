@@ -57,10 +57,14 @@ class Progress:
             else:
                 await self._more.wait()
 
+    def new(self, name: str) -> Vertex:
+        """A line that is no step's, not told of yet."""
+        return Vertex(self, hashlib.sha256(f"{id(self)} {name}".encode()).hexdigest(), name)
+
     @contextmanager
     def vertex(self, name: str) -> Iterator[Vertex]:
         """A part of the build that is not a step of the Dockerfile. An exception is its error."""
-        vertex = Vertex(self, hashlib.sha256(f"{id(self)} {name}".encode()).hexdigest(), name)
+        vertex = self.new(name)
         vertex.begin()
         try:
             yield vertex
@@ -190,6 +194,11 @@ class BuildListener:
         vertex = self._vertices[step.digest]
         if vertex.begun or error:
             vertex.end(cached=cached, error=error)
+
+    def imported(self, name: str, error: str) -> None:
+        vertex = self._progress.new(f"importing cache manifest from {name}")
+        vertex.begin()
+        vertex.end(error=error)
 
     def stage_ended(self, stage: int) -> None:
         """Is seen by its last step."""

@@ -154,7 +154,7 @@ class BuildServices:
         request = await _request(stream)
         job = await self._jobs.add(request)
         try:
-            job.exports()  # what cannot be is refused before anything is built
+            job.exports(), job.cache_exports()  # what cannot be is refused before anything is built
             if request.Frontend:
                 name = await job.build(request.Frontend, dict(request.FrontendAttrs))
             else:

@@ -20,7 +20,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from guest_agent.api.buildkit import messages
 from guest_agent.api.buildkit.connection import ClientChannel
-from guest_agent.errors import InvalidParameter, NotFound, Unavailable
+from guest_agent.errors import Conflict, InvalidParameter, NotFound, Unavailable
 from guest_agent.images.auth import Credentials
 
 _ATTACH_TIMEOUT = 15.0  # seconds in which a client's session must be there
@@ -58,16 +58,24 @@ class Session:
 
     @asynccontextmanager
     async def stream(
-        self, method: str, message: Any, metadata: Mapping[str, Sequence[str]] | None = None
+        self,
+        method: str,
+        message: Any,
+        metadata: Mapping[str, Sequence[str]] | None = None,
+        answer: Any = None,
     ) -> AsyncIterator[Stream[Any, Any]]:
-        """A call with messages of one type both ways. InvalidParameter with what the client says when it
-        fails."""
+        """A call with messages of one type both ways, unless `answer` is another. Raises Conflict for what
+        the client has already, InvalidParameter with what it says when it fails otherwise."""
         pairs = [(name, value) for name, values in (metadata or {}).items() for value in values]
-        call: StreamStreamMethod[Any, Any] = StreamStreamMethod(self._channel, method, message, message)
+        call: StreamStreamMethod[Any, Any] = StreamStreamMethod(
+            self._channel, method, message, answer or message
+        )
         try:
             async with call.open(metadata=pairs) as stream:
                 yield stream
         except GRPCError as error:
+            if error.status is Status.ALREADY_EXISTS:
+                raise Conflict(str(error.message))
             raise InvalidParameter(str(error.message or error.status.name))
         except (StreamTerminatedError, ConnectionError) as error:
             raise Unavailable(f"the client's session has ended: {error}", "Run the build again.")

@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from guest_agent.api.buildkit import messages, options
+from guest_agent.api.buildkit.cache_exporting import export_cache
+from guest_agent.api.buildkit.content import folder
 from guest_agent.api.buildkit.contexts import Dockerfile, SessionContext
 from guest_agent.api.buildkit.exporting import Export, Work, exports_of
 from guest_agent.api.buildkit.progress import BuildListener, Progress
 from guest_agent.api.buildkit.session import Session, Sessions
+from guest_agent.build.cache_export import CacheTo, parse
 from guest_agent.build.dockerfile import DockerfileError
 from guest_agent.build.dockerfile.types import Lines
 from guest_agent.build.request import BuildRequest, BuildResult
@@ -55,6 +58,10 @@ class Job:
         """What is to become of the result."""
         return exports_of(self.request)
 
+    def cache_exports(self) -> list[CacheTo]:
+        """Where the cache is to go. Raises as `cache_export.parse`."""
+        return [parse(each.Type, dict(each.Attrs)) for each in self.request.Cache.Exports]
+
     def close(self) -> None:
         """Lets go of the results."""
         self._lease.__exit__()
@@ -65,6 +72,7 @@ class Job:
             name = attributes.get("source") or frontend or "none"
             raise NotSupported(f"the frontend {name} is not supported", f"Build with {FRONTEND}.")
         exports = self.exports()
+        self.cache_exports()
         fields = options.request_fields(attributes)
         named = options.named_contexts(attributes)
         session = await self._sessions.get(self.request.Session)
@@ -82,6 +90,7 @@ class Job:
                 ssh=lambda id: session.agent(id, scratch.directory()),
                 contexts=frozenset(named),
                 allow_insecure="security.insecure" in self.request.Entitlements,
+                cache_from=options.cache_from(attributes, lambda path: folder(session, path)),
                 keep=any(export.keeps for export in exports),
                 **fields,
             )
@@ -111,11 +120,12 @@ class Job:
         if name not in self._results:
             raise NotFound(f"no such result: {name}")
         result, answer = self._results[name], dict[str, str]()
-        if exports := self.exports():
-            session = await self._sessions.get(self.request.Session)
-            work = Work(self._builder.engine, self._lease, session, _credentials(session), self.progress)
-            for export in exports:
-                answer |= await export.run(result, work)
+        session = await self._sessions.get(self.request.Session)
+        work = Work(self._builder.engine, self._lease, session, _credentials(session), self.progress)
+        for export in self.exports():
+            answer |= await export.run(result, work)
+        for cache in self.cache_exports():
+            answer |= await export_cache(cache, result, work)
         return answer
 
 

@@ -25,8 +25,10 @@ from guest_agent.threads import blocking_reader, in_thread, to_the_end
 
 if TYPE_CHECKING:
     from guest_agent.build.builder import Builder
+    from guest_agent.build.cache_export import CacheTo
     from guest_agent.build.classic import ClassicListener
     from guest_agent.build.context import Scratch
+    from guest_agent.build.request import BuildResult, CacheFrom
     from guest_agent.build.step_stream import StepListener
 
 _FROM_ELSEWHERE = ".dockerfile."  # what clients call one that was not in the context
@@ -66,6 +68,7 @@ class _Routes:
         _check_outputs(query.get("outputs"))
         tags = [_tag(text) for text in query.all("t") if text]
         settings = _settings(query)
+        caches = _cache_to(_json(query.get("cacheto"), list, "cacheto"))
         known = credentials_by_host(request.headers.get("x-registry-config", ""))
         settings["credentials"] = _async(known.get)
         if secrets := request.headers.get("x-wherry-build-secrets", ""):
@@ -79,7 +82,7 @@ class _Routes:
             listener = StepListener(messages.emit)
         else:
             listener = ClassicListener(messages.emit, query.flag("q"), query.flag("rm", True))
-        work = self._work(request, tags, settings, listener)
+        work = self._work(request, tags, settings, listener, caches, messages)
         id = query.get("buildid")
         await messages.begin(work)
         if id and messages.task is not None:
@@ -93,6 +96,8 @@ class _Routes:
         tags: list[reference.Reference],
         settings: dict[str, Any],
         listener: ClassicListener | StepListener,
+        caches: list[CacheTo],
+        messages: Messages,
     ) -> None:
         from guest_agent.build import context
         from guest_agent.build.failure import StepFailed
@@ -120,13 +125,41 @@ class _Routes:
                 tags=tags,
                 **settings,
             )
-            try:
-                listener.finished(await builder.build(wanted, listener))
-            except StepFailed as error:
-                listener.failed(error.excerpt)
-                raise
+            with self._engine.images.lease() as lease:
+                try:
+                    result = await builder.build(wanted, listener, lease)
+                except StepFailed as error:
+                    listener.failed(error.excerpt)
+                    raise
+                for cache in caches:
+                    await self._export(cache, result, settings["credentials"], messages)
+            listener.finished(result)
         finally:
             scratch.remove()
+
+    async def _export(
+        self,
+        cache: CacheTo,
+        result: BuildResult,
+        credentials: Callable[[str], Awaitable[Credentials | None]],
+        messages: Messages,
+    ) -> None:
+        from guest_agent.build.cache_export import document_of, push
+
+        if cache.ref is None:
+            return  # inline: an image's history is its cache
+        document = await in_thread(
+            lambda: document_of(self._engine.images, result, cache.whole), "build-cache"
+        )
+        try:
+            known = await credentials(cache.ref.domain)
+            await push(self._engine.images, cache.ref, document, known, lambda blob: None)
+        except EngineError as error:
+            if not cache.ignore_error:
+                raise
+            messages.emit({"stream": f"[Warning] cache {cache.ref}: {error.message}\n"})
+        else:
+            messages.emit({"stream": f"Exported cache to {cache.ref.familiar}\n"})
 
     async def prune(self, request: Request) -> Response:
         query = request.query
@@ -232,11 +265,13 @@ def _settings(query: Query) -> dict[str, Any]:
         security_opt=_json(query.get("securityopt"), list, "securityopt") or None,
     )
     platform = query.get("platform")
+    sources = _json(query.get("cachefrom"), list, "cachefrom")
     return {
         "target": query.get("target"),
         "build_args": _json(query.get("buildargs"), dict, "buildargs"),
         "labels": _json(query.get("labels"), dict, "labels"),
-        "cache_from": _json(query.get("cachefrom"), list, "cachefrom"),
+        "cache_from": [_cache_from(text) for text in sources],
+        "cache_only": any("=" not in text for text in sources),
         "platform": platforms.parse(platform) if platform else None,
         "no_cache": query.flag("nocache"),
         "squash": query.flag("squash"),
@@ -259,6 +294,32 @@ def _json(text: str, kind: type, name: str) -> Any:
     if not isinstance(value, kind) or not all(isinstance(item, str) or item is None for item in items):
         raise InvalidParameter(f"error reading {name}: it must be a JSON {kind.__name__} of strings")
     return value
+
+
+def _cache_from(text: str) -> CacheFrom:
+    """An image's name, or as buildx writes it: `type=registry,ref=NAME`."""
+    from guest_agent.build.cache_export import options_of
+    from guest_agent.build.request import CacheFrom
+
+    if "=" not in text:
+        return CacheFrom(text)
+    kind, attributes = options_of(text, "--cache-from")
+    name = attributes.pop("ref", "")
+    if kind != "registry" or attributes:
+        raise NotSupported(
+            f"--cache-from {text} is not supported", "Write type=registry,ref=NAME, or use docker buildx."
+        )
+    return CacheFrom(name)
+
+
+def _cache_to(texts: list[str]) -> list[CacheTo]:
+    """`cacheto`, an extension: where the steps are to be put, as buildx writes it."""
+    from guest_agent.build.cache_export import options_of, parse
+
+    found = [parse(*options_of(text, "--cache-to")) for text in texts]
+    if any(each.kind == "local" for each in found):
+        raise NotSupported("--cache-to type=local is not supported", "Use docker buildx, or type=registry.")
+    return found
 
 
 def _hosts(query: Query) -> list[str] | None:

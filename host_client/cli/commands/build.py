@@ -113,11 +113,26 @@ def _query(parsed: Parsed) -> dict[str, Any]:
         "extrahosts": parsed["add-host"],
         "buildargs": dumps(arguments) if arguments else "",
         "labels": dumps(labels) if labels else "",
-        "cachefrom": dumps(parsed["cache-from"]) if parsed["cache-from"] else "",
+        "cachefrom": dumps(_cache_from(parsed["cache-from"])) if parsed["cache-from"] else "",
+        "cacheto": dumps(parsed["cache-to"]) if parsed["cache-to"] else "",
         "ulimits": dumps(list(parsed["ulimit"].values())) if parsed["ulimit"] else "",
         "securityopt": dumps(parsed["security-opt"]) if parsed["security-opt"] else "",
         "version": "1",
     }
+
+
+def _cache_from(given: list[str]) -> list[str]:
+    """A value may be several images with commas between, as docker has it, or one `type=…`.
+
+    An image is sent as `type=…`, too: by its name alone the engine, as dockerd, would take nothing else.
+    """
+    found = []
+    for text in given:
+        if "=" in text:
+            found.append(text)
+        else:
+            found += [f"type=registry,ref={name}" for name in text.split(",") if name]
+    return found
 
 
 def _credentials(session: Session) -> list[tuple[str, str]]:
@@ -195,7 +210,13 @@ BUILD = Command(
     (
         ("add-host", "", "list:host", "Add a line to /etc/hosts of what is run (name:ip)"),
         ("build-arg", "", "list", "Set an ARG of the Dockerfile (NAME=value, or NAME to pass it on)"),
-        ("cache-from", "", "strings", "Images whose steps may be taken over"),
+        (
+            "cache-from",
+            "",
+            "list",
+            "Images, or caches (type=registry,ref=NAME), whose steps may be taken over",
+        ),
+        ("cache-to", "", "list", "Put the steps into a registry (type=registry,ref=NAME[,mode=max])"),
         ("cgroup-parent", "", "string", "Parent of the control groups of what is run"),
         ("compress", "", "bool", "Send the context compressed"),
         ("cpu-period", "", "int", "CPU period in microseconds"),
