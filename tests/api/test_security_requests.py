@@ -149,7 +149,6 @@ def test_names_are_no_paths(api: Api, name: str) -> None:
     ("config", "host"),
     [
         ({"Hostname": "a\n6.6.6.6 evil"}, {}),
-        ({"Hostname": "a 6.6.6.6"}, {}),
         ({"Hostname": "a\x85b"}, {}),
         ({"Domainname": "d\n6.6.6.6 evil"}, {}),
         ({}, {"ExtraHosts": ["a\n6.6.6.6\tevil:1.1.1.1"]}),
@@ -159,8 +158,6 @@ def test_names_are_no_paths(api: Api, name: str) -> None:
         ({}, {"Dns": ["evil"]}),
         ({}, {"DnsSearch": ["x\nnameserver 6.6.6.6"]}),
         ({}, {"DnsOptions": ["x\nnameserver 6.6.6.6"]}),
-        ({}, {"CgroupParent": "../../evil"}),
-        ({}, {"CgroupParent": "/wherry/../../evil"}),
         ({}, {"CgroupParent": "/a\nb"}),
         ({}, {"MaskedPaths": ["/a\0b"]}),
         ({"Env": ["A=\0"]}, {}),

@@ -264,7 +264,8 @@ def test_starting_costs_little(start: Callable[..., Agent]) -> None:
     tasks = Path(f"/proc/{agent.process.pid}/task").iterdir()
     assert sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) < 0.6e9
     status = Path(f"/proc/{agent.process.pid}/status").read_text()
-    assert int(status.split("VmRSS:")[1].split()[0]) < 40 * 1024
+    megabytes = 40 if sys.version_info < (3, 14) else 43  # whose interpreter is itself larger
+    assert int(status.split("VmRSS:")[1].split()[0]) < megabytes * 1024
 
 
 def test_interrupt_ends_it_too(start: Callable[..., Agent]) -> None:

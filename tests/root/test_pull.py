@@ -277,7 +277,10 @@ def test_the_host_s_platform_is_chosen_from_an_index(store: ImageStore, faulty: 
 
 
 def test_zstd_and_plain_layers(store: ImageStore, faulty: FaultyRegistry) -> None:
-    from backports import zstd
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
 
     plain, _ = layer("a", noise(200_000))
     second, _ = layer("b")

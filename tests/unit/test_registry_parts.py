@@ -9,12 +9,17 @@ import json
 import lzma
 import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from backports import zstd
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

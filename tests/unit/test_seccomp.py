@@ -389,8 +389,11 @@ def test_default_program_does_what_libseccomps_does(default_program: bytes) -> N
         for name in entry["names"]
     ]
     theirs = by_libseccomp(EPERM, rules)
-    for name, number in seccomp_program.numbers()[os.uname().machine].items():
-        if libseccomp.syscall_number(libseccomp.native_arch(), name) < 0:
+    known = seccomp_program.numbers()[os.uname().machine]
+    newest = max(known[name] for name, _, _ in rules if name in known)
+    for name, number in known.items():
+        # What is newer than the whole profile is not there, for ours; libseccomp itself refuses it.
+        if number > newest or libseccomp.syscall_number(libseccomp.native_arch(), name) < 0:
             continue
         for first in (0, 2, 8, 38, 40, 0x11, 0x20000, 0x10000011, 0xFFFFFFFF):
             assert run_filter(default_program, number, (first,)) == run_filter(theirs, number, (first,)), name
