@@ -12,10 +12,11 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from guest_agent.build import context
 from guest_agent.build.dockerfile import parse
@@ -30,10 +31,11 @@ from guest_agent.build.steps import StageRun, Surroundings, platform_values
 from guest_agent.engine.build_cache import mounts_directory
 from guest_agent.engine.images import Images
 from guest_agent.errors import EngineError, InvalidParameter, NotFound
-from guest_agent.images import platforms, reference
+from guest_agent.images import indexes, platforms, reference
 from guest_agent.images.assemble import add_image
 from guest_agent.images.build_cache import BuildCache
 from guest_agent.images.platforms import Platform
+from guest_agent.images.reference import Reference
 from guest_agent.images.store import Image, Lease
 from guest_agent.threads import in_thread, to_the_end
 
@@ -52,6 +54,7 @@ class Builder:
         self.cache = BuildCache(engine.images)
         self.images = Images(engine.images, engine.events, engine.containers.of_image)
         self.locks = Locks(mounts_directory(engine))
+        self.under_way: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._work = engine.roots.data_path("build", "work")
         if os.path.isdir(self._work):  # of an agent that was killed
             engine.images.snapshots.retire(self._work)
@@ -59,6 +62,13 @@ class Builder:
     def scratch(self) -> context.Scratch:
         """A directory for one build's files; the caller removes it."""
         return context.Scratch(self._work, self.engine.images.snapshots.retire)
+
+    async def add_index(self, ids: Sequence[str], tags: Sequence[Reference]) -> str:
+        """Makes `tags` stand for images of one build for several platforms; the index's digest."""
+        digest = await to_the_end(lambda: indexes.add(self.engine.images, ids, tags), "build-index")
+        for tag in tags:
+            self.images.tagged(tag)
+        return digest
 
     async def build(
         self, request: BuildRequest, listener: Listener, lease: Lease | None = None
@@ -105,6 +115,7 @@ class _Build:
             lease=lease,
             scratch=scratch,
             locks=builder.locks,
+            under_way=builder.under_way,
             request=request,
             listener=listener,
             dockerfile=self._dockerfile,
@@ -235,7 +246,9 @@ class _Build:
                     self._listener.message(step, message)
 
             credentials = await self._request.credentials(ref.domain) if self._request.credentials else None
-            id = await images.pull(ref, platform, credentials, say)
+            # The tag is for what runs here, and stays.
+            by_digest = not platforms.fits(platforms.host(), platform)
+            id = await images.pull(ref, platform, credentials, say, by_digest)
             image = images.by_id(id)
         self._lease.hold_chains(image.chains)
         return of_image(images, image)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from guest_agent.build.request import BuildResult
@@ -72,14 +72,14 @@ def options_of(text: str, flag: str) -> tuple[str, dict[str, str]]:
     return kind, attributes
 
 
-def document_of(store: ImageStore, result: BuildResult, whole: bool) -> CacheDocument:
-    """The cache of a build whose layers are held. Blocks."""
+def document_of(store: ImageStore, results: Sequence[BuildResult], whole: bool) -> CacheDocument:
+    """The cache of builds whose layers are held. Blocks."""
     cache = BuildCache(store)
-    kept: Collection[str] = set(result.state.chains)
+    kept: Collection[str] = {chain for result in results for chain in result.state.chains}
     steps: list[CachedStep] = []
     layers: list[CachedLayer] = []
     blobs: list[Descriptor] = []
-    for key in result.keys:
+    for key in dict.fromkeys(key for result in results for key in result.keys):
         entry = cache.find(key)
         if entry is None or not (whole or not entry.chain or entry.chain in kept):
             continue

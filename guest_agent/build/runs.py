@@ -19,6 +19,7 @@ from guest_agent.build.state import key_of
 from guest_agent.engine.container_config import ContainerConfig, HostConfig
 from guest_agent.engine.unlisted import Step
 from guest_agent.errors import Forbidden, InvalidParameter
+from guest_agent.images import platforms
 from guest_agent.images.step_layer import take_layer
 from guest_agent.images.store import LayerRow
 from guest_agent.threads import to_the_end
@@ -103,6 +104,12 @@ async def _execute(
     network: str,
 ) -> LayerRow | None:
     around, state = stage.around, stage.state
+    if not platforms.can_run(state.platform):
+        raise InvalidParameter(
+            f"programs of {state.platform} cannot run here: no emulation of it is registered",
+            "Register one in binfmt_misc: install qemu-user-static where the engine runs, or "
+            f"'docker run --privileged --rm tonistiigi/binfmt --install {state.platform.architecture}'.",
+        )
     config = ContainerConfig(
         user=str(state.config.get("User") or ""),
         env=[*arguments, *(state.config.get("Env") or ())],

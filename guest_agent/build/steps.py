@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ class Surroundings:
     lease: Lease
     scratch: Scratch
     locks: Locks
+    under_way: MutableMapping[str, asyncio.Lock]  # the steps that builds are at, by key
     request: BuildRequest
     listener: Listener
     dockerfile: types.Dockerfile
@@ -209,7 +211,15 @@ class StageRun:
         return counted, proxies
 
     async def _settle(self, step: StepInfo, outcome: Outcome) -> bool:
-        """The result from the cache, or made and remembered; whether it was from the cache."""
+        """The result from the cache, or made and remembered; whether it was from the cache.
+
+        What another build, or this one for another platform, is just making is waited for.
+        """
+        lock = self.around.under_way.setdefault(outcome.key, asyncio.Lock())
+        async with lock:
+            return await self._settled(step, outcome)
+
+    async def _settled(self, step: StepInfo, outcome: Outcome) -> bool:
         around = self.around
         around.keys.append(outcome.key)
         entry = None if around.request.no_cache else await self._find(outcome)

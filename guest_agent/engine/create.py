@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from guest_agent.errors import InternalError, InvalidParameter, NotFound
-from guest_agent.images import platforms
+from guest_agent.images import indexes, platforms, reference
 from guest_agent.network.types import EndpointConfig
 
 from . import user_namespaces, validate
@@ -76,7 +76,7 @@ async def create(
         raise InvalidParameter(
             "config cannot be empty in order to create a container" if empty else "no image specified"
         )
-    image: Image = engine.images.get(config.image)
+    image = _image(engine, config.image, wanted_platform)
     _check_platform(config.image, image, wanted_platform, warnings)
     complete(engine, host)
     user_namespaces.check(host, engine.remap)
@@ -117,6 +117,17 @@ async def create(
         raise
     publish(engine, container, "create")
     return container, warnings
+
+
+def _image(engine: Engine, name: str, wanted_platform: str) -> Image:
+    """The image a name stands for; of several under one name the one for the platform."""
+    image: Image = engine.images.get(name)
+    if not wanted_platform or reference.image_id(name):
+        return image
+    platform = platforms.parse(wanted_platform)
+    if platforms.fits(platform, platforms.of_config(image.config)):
+        return image
+    return indexes.member(engine.images, reference.parse(name).with_default_tag(), platform) or image
 
 
 def _check_platform(name: str, image: Image, wanted: str, warnings: list[str]) -> None:

@@ -15,7 +15,7 @@ from guest_agent.engine.events import EventBus
 from guest_agent.engine.image_delete import Record, Removal, Users, attributes, names
 from guest_agent.engine.state import NEVER, rfc3339
 from guest_agent.errors import EngineError, InvalidParameter, NotFound
-from guest_agent.images import Image, ImageStore, platforms, reference, save
+from guest_agent.images import Image, ImageStore, indexes, platforms, reference, save
 from guest_agent.images.auth import Credentials
 from guest_agent.images.load import Loaded, import_tar, load
 from guest_agent.images.platforms import Platform
@@ -71,6 +71,7 @@ class Images:
             before = moment if before is None else min(before, moment)
         everything = self.store.images()
         parents = {image.parent for image in everything}
+        hidden = indexes.hidden(self.store)
         users = self._layer_users(everything) if shared_size else {}
         found = []
         for image in everything:
@@ -90,7 +91,7 @@ class Images:
                 if not tags and not digests:
                     continue
             if not tags and not digests:
-                if wants_named or (not all and image.id in parents):
+                if wants_named or (not all and (image.id in parents or image.id in hidden)):
                     continue
             elif dangling and tags:
                 continue
@@ -135,6 +136,10 @@ class Images:
         image = self.store.get(name)
         actual = platforms.of_config(image.config)
         if platform is not None and not platforms.fits(platform, actual):
+            if not reference.image_id(name):
+                other = indexes.member(self.store, reference.parse(name).with_default_tag(), platform)
+                if other is not None:
+                    return other
             raise NotFound(
                 f"image with reference {name} was found but does not provide the specified platform "
                 f"({platform})",
@@ -229,8 +234,17 @@ class Images:
         ref = ref.with_default_tag()
         if ref.familiar_name == "sha256":
             raise InvalidParameter("refusing to create an ambiguous tag using digest algorithm as name")
-        await in_thread(lambda: self.store.tag(image.id, ref), "images-tag")
+        index = "" if reference.image_id(name) else self._index(name)
+        await in_thread(lambda: self.store.tag(image.id, ref, index), "images-tag")
         self._tell("tag", image.id, ref.familiar)
+
+    def tagged(self, ref: Reference) -> None:
+        """Tells that a name stands for another image now."""
+        self._tell("tag", self.store.named(ref), ref.familiar)
+
+    def _index(self, name: str) -> str:
+        """The index that a name, which may be the start of an id, stands for, or ""."""
+        return indexes.named(self.store, reference.parse(name).with_default_tag())
 
     async def remove(self, name: str, force: bool = False, prune: bool = True) -> list[Record]:
         """Removes an image or one of its names; what was done, in order. Raises NotFound, Conflict."""
@@ -253,11 +267,12 @@ class Images:
             raise InvalidParameter("more than one until filter specified")
         everything = self.store.images()
         parents = {image.parent for image in everything}
+        hidden = indexes.hidden(self.store)
         sizes = {}
         records: list[Record] = []
         for image in everything:
             tagged = bool(image.repo_tags)
-            if not names(image) and image.id in parents:
+            if not names(image) and (image.id in parents or image.id in hidden):
                 continue
             if before and not 0 < image_filters.created(image) <= before[0]:
                 continue
@@ -366,7 +381,7 @@ class Images:
             raise InvalidParameter("no images to save", "Name one at least.")
         for name in names if platform else ():
             self.get(name, platform)
-        selected = save.select(self.store, names)
+        selected = save.select(self.store, names, platform)
 
         def write(output: Piped[None]) -> None:
             output.announce(None)

@@ -65,8 +65,13 @@ class ImagePull:
         say: Say,
         cancelled: threading.Event,
         admit: Callable[[Sequence[str]], None] = lambda digests: None,
+        by_digest: bool = False,
     ) -> None:
-        """`admit` takes the digests of an image's index and manifest and raises when it may not be had."""
+        """`admit` takes the digests of an image's index and manifest and raises when it may not be had.
+
+        `by_digest`: the image gets the name of its own manifest's digest alone.
+        """
+        self._by_digest = by_digest
         self._admit = admit
         self._store = store
         self._transfers = transfers
@@ -78,7 +83,7 @@ class ImagePull:
 
     def run(self) -> Pulled:
         """Pulls. Raises what the registry client does, InvalidParameter, NotFound, DiskFull."""
-        pulled = self._up_to_date()
+        pulled = None if self._by_digest else self._up_to_date()
         found = None if pulled else self._find()
         self._say({"status": f"Pulling from {self._ref.path}", "id": self._ref.digest or self._ref.tag})
         if found is not None:
@@ -229,9 +234,9 @@ class ImagePull:
         for document in found.documents:
             store.content.put(document.data, document.digest, anew=True)
         store.content.put(found.config, found.config_digest, anew=True)
-        names = [ref.with_digest(found.digest)]
+        names = [ref.with_digest(found.documents[-1].digest if self._by_digest else found.digest)]
         before = store.named(names[0] if ref.digest else ref)
-        if not ref.digest:
+        if not ref.digest and not self._by_digest:
             names.append(ref)
         image, _ = store.add_image(found.config_digest, found.documents[-1].digest, names)
         return Pulled(image, found.digest, before != image.id)

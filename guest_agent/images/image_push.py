@@ -9,13 +9,15 @@ from collections import deque
 from collections.abc import Sequence
 
 from guest_agent.errors import NotFound
-from guest_agent.images.manifest import Descriptor
+from guest_agent.images import indexes
+from guest_agent.images.content import digest_of
+from guest_agent.images.manifest import OCI_INDEX, Descriptor
 from guest_agent.images.messages import Say, Throttle, message
 from guest_agent.images.package import Package, package
 from guest_agent.images.reference import Reference
 from guest_agent.images.registry import Cancelled
 from guest_agent.images.repository import Repository
-from guest_agent.images.store import Image, ImageStore
+from guest_agent.images.store import Image, ImageStore, Lease
 from guest_agent.images.upload import Told, Uploads
 
 _MAX_MOUNTS = 3  # repositories that are asked for a layer before it is uploaded
@@ -43,22 +45,29 @@ class ImagePush:
         self._known = known
         self._uploads = Uploads(target, cancelled)
 
-    def run(self, ref: Reference, image: Image) -> Descriptor:
+    def run(self, ref: Reference, image: Image, alone: bool = False) -> Descriptor:
         """Pushes `image` as `ref`, which has a tag; the manifest's descriptor.
+
+        Where `ref` stands for images for several platforms they go along with it, unless it is to go `alone`.
 
         Raises what the registry client does, NotFound.
         """
+        members = [] if alone else indexes.members(self._store, ref)
         with self._store.lease() as lease:
-            sent = package(self._store, image)
-            described = sent.descriptor
-            lease.hold(described.digest, sent.config.digest, *(layer.digest for layer in sent.layers))
-            self._layers(ref, image, sent)
-            if not self._uploads.has(sent.config.digest):
-                self._send(sent.config, lambda done: None)
-            self._uploads.manifest(ref.tag, sent.manifest, sent.media_type)
-            self._store.content.put(sent.manifest, described.digest)
+            packages = [self._image(lease, ref, each) for each in members or [image]]
+            sent, index = packages[0], ""
+            document, described = sent.manifest, sent.descriptor
+            if members:
+                for each in packages:
+                    self._uploads.manifest(each.descriptor.digest, each.manifest, each.media_type)
+                document = indexes.document(members, packages)
+                index = digest_of(document)
+                described = Descriptor(OCI_INDEX, index, len(document))
+            lease.hold(described.digest)
+            self._uploads.manifest(ref.tag, document, described.media_type)
+            self._store.content.put(document, described.digest)
             try:
-                self._store.tag(image.id, ref.with_digest(described.digest))
+                self._store.tag(image.id, ref.with_digest(described.digest), index)
             except NotFound:
                 pass  # removed meanwhile; what was pushed stays pushed
         size = described.size
@@ -66,6 +75,15 @@ class ImagePush:
         aux = {"Tag": ref.tag, "Digest": described.digest, "Size": size}
         self._say({"progressDetail": {}, "aux": aux})
         return described
+
+    def _image(self, lease: Lease, ref: Reference, image: Image) -> Package:
+        """Pushes one platform's layers and configuration; its manifest is left."""
+        sent = package(self._store, image)
+        lease.hold(sent.descriptor.digest, sent.config.digest, *(layer.digest for layer in sent.layers))
+        self._layers(ref, image, sent)
+        if not self._uploads.has(sent.config.digest):
+            self._send(sent.config, lambda done: None)
+        return sent
 
     def _layers(self, ref: Reference, image: Image, sent: Package) -> None:
         work: dict[str, tuple[str, str, Descriptor]] = {}

@@ -6,7 +6,7 @@ OCI image-spec manifest.md and config.md; Docker's image manifest version 2, sch
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,17 @@ def layer_type(compression: str) -> str:
 def encode(document: Any) -> bytes:
     """Canonical enough: the same document gives the same bytes."""
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def image_index(manifests: Sequence[tuple[Descriptor, Mapping[str, str]]]) -> bytes:
+    """An OCI index of manifests, each with its platform."""
+    return encode(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_INDEX,
+            "manifests": [each.json() | {"platform": dict(platform)} for each, platform in manifests],
+        }
+    )
 
 
 def image_manifest(config: Descriptor, layers: Sequence[Descriptor]) -> bytes:

@@ -46,8 +46,13 @@ CREATE TABLE layers(            -- one row an extracted layer
 CREATE INDEX layers_diff ON layers(diff);
 CREATE TABLE containers(id TEXT PRIMARY KEY, image TEXT NOT NULL, chain TEXT NOT NULL) WITHOUT ROWID;
 """
-# Came later; an older Wherry leaves it alone.
-_BUILD_CACHE = """
+# Came later; an older Wherry leaves them alone.
+_LATER = """
+CREATE TABLE IF NOT EXISTS indexes(  -- images that were built together for several platforms
+    digest TEXT NOT NULL,       -- of the index, which is a blob while a name stands for it
+    position INTEGER NOT NULL, image TEXT NOT NULL,
+    PRIMARY KEY(digest, position)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS build_cache(  -- one row a build step whose result is kept
     key TEXT PRIMARY KEY,       -- the digest of all that the result depends on
     chain TEXT NOT NULL,        -- the topmost layer after the step, or '' for none
@@ -80,7 +85,7 @@ class Metadata:
                     f"{path} has version {version}, this Wherry knows {_VERSION}",
                     "Use the newer Wherry that made it.",
                 )
-            self._writer.executescript(_BUILD_CACHE)
+            self._writer.executescript(_LATER)
             self._reader = self._connect()
             self._log = os.open(
                 f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC

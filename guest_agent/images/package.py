@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from guest_agent.errors import NotFound
 from guest_agent.images import manifest
 from guest_agent.images.content import digest_of
 from guest_agent.images.manifest import Descriptor
-from guest_agent.images.store import Image, ImageStore
+
+if TYPE_CHECKING:
+    from guest_agent.images.store import Image, ImageStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,12 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
+def as_json(platform: Platform) -> dict[str, str]:
+    """A platform as an index has it."""
+    found = {"architecture": platform.architecture, "os": platform.os, "variant": platform.variant}
+    return {key: value for key, value in found.items() if value}
+
+
 def normalise(os_name: str, architecture: str, variant: str = "") -> Platform:
     """The platform under its usual names."""
     os_name, architecture, variant = os_name.lower(), architecture.lower(), variant.lower()

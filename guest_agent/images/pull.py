@@ -16,7 +16,7 @@ from guest_agent.errors import (
     Unauthorized,
     Unavailable,
 )
-from guest_agent.images import hello, platforms, policy
+from guest_agent.images import hello, indexes, platforms, policy
 from guest_agent.images import manifest as manifests
 from guest_agent.images.auth import Credentials
 from guest_agent.images.config import RegistryConfig
@@ -54,8 +54,11 @@ class Puller:
         credentials: Credentials | None,
         say: Say,
         cancelled: threading.Event,
+        by_digest: bool = False,
     ) -> Pulled:
         """Pulls a tag or a digest; `say` is called from this thread.
+
+        `by_digest`: the image gets the name of its own digest alone.
 
         Raises NotFound, Unauthorized, Unavailable and InvalidParameter in dockerd's words.
         """
@@ -70,7 +73,9 @@ class Puller:
 
                     verify(rules, ref, digests, sources)
 
-            work = ImagePull(self._store, self._transfers, ref, platform, sources, say, cancelled, admit)
+            work = ImagePull(
+                self._store, self._transfers, ref, platform, sources, say, cancelled, admit, by_digest
+            )
             return work.run()
 
         try:
@@ -103,7 +108,7 @@ class Puller:
         tags = store.tags_of(ref) if not ref.tag else [(ref, store.named(ref))]
         if platform is not None:
             for tag, id in tags:
-                if id:
+                if id and not indexes.member(store, tag, platform):
                     _check_platform(tag, platform, store.by_id(id))
         say({"status": f"The push refers to repository [{ref.name}]"})
         if ref.digest:
@@ -122,7 +127,8 @@ class Puller:
             target.registry.get("", "").close()  # is it there, and how does it want to be spoken to
             work = ImagePush(store, target, self._config.concurrent_uploads, say, cancelled, known)
             for tag, id in tags:
-                work.run(tag, store.by_id(id))
+                only = indexes.member(store, tag, platform) if platform else None
+                work.run(tag, only or store.by_id(id), alone=platform is not None)
 
         self._ask(ref, self._targets(ref, credentials), push, _push_refused)
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from guest_agent.images import manifest, reference, tar
+from guest_agent.images import indexes, manifest, platforms, reference, tar
+from guest_agent.images.content import digest_of
 from guest_agent.images.manifest import Descriptor
 from guest_agent.images.package import Package, package
+from guest_agent.images.platforms import Platform
 from guest_agent.images.reference import Reference
 from guest_agent.images.store import Image, ImageStore, Lease
 from guest_agent.images.tar import Entry, TarWriter
@@ -30,18 +32,26 @@ class Selected:
 
     image: Image
     names: list[Reference] = field(default_factory=list)
+    members: list[Image] = field(default_factory=list)  # all of its index, where the names stand for one
 
 
-def select(store: ImageStore, names: Sequence[str]) -> list[Selected]:
+def select(store: ImageStore, names: Sequence[str], platform: Platform | None = None) -> list[Selected]:
     """What `names` mean: an id one image without tags, NAME all its tags, NAME:TAG that one.
 
-    Raises as `get`.
+    `platform`: of images for several only the one for this. Raises as `get`.
     """
-    found: dict[str, Selected] = {}
+    found: dict[tuple[str, str], Selected] = {}
 
     def add(image: Image, *tags: Reference) -> None:
-        selected = found.setdefault(image.id, Selected(image))
-        selected.names += [tag for tag in tags if tag not in selected.names]
+        for tag in tags or (None,):
+            members = indexes.members(store, tag) if tag else []
+            if members and platform:
+                at = platforms.best(platform, [platforms.of_config(each.config) for each in members])
+                image, members = (members[at], []) if at >= 0 else (image, [])
+            index = indexes.named(store, tag) if tag and members else ""
+            selected = found.setdefault((image.id, index), Selected(image, members=members))
+            if tag and tag not in selected.names:
+                selected.names.append(tag)
 
     for name in names:
         if not reference.image_id(name):
@@ -62,9 +72,17 @@ def select(store: ImageStore, names: Sequence[str]) -> list[Selected]:
 def save(store: ImageStore, selected: Sequence[Selected], write: Callable[[bytes], object]) -> None:
     """Writes the archive. Blocks; raises what `write` raises, NotFound when the store misses a blob."""
     with store.lease() as lease:
-        write_archive(
-            store, lease, [Item(package(store, each.image), each.names) for each in selected], write
-        )
+        write_archive(store, lease, [_item(store, each) for each in selected], write)
+
+
+def _item(store: ImageStore, selected: Selected) -> Item:
+    images = selected.members or [selected.image]
+    packages = [package(store, image) for image in images]
+    at = [image.id for image in images].index(selected.image.id)
+    if not selected.members:
+        return Item(packages[0], selected.names)
+    others = [Item(packed, ()) for packed in packages[:at] + packages[at + 1 :]]
+    return Item(packages[at], selected.names, None, others, indexes.document(images, packages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +92,8 @@ class Item:
     package: Package
     names: Sequence[Reference]
     config: bytes | None = None
+    others: Sequence[Item] = ()  # for other platforms, under the same names
+    index: bytes = b""  # of all of them
 
 
 def write_archive(
@@ -99,14 +119,11 @@ class _Archive:
         for item in items:
             packed = item.package
             layers, described, config = packed.layers, packed.descriptor, packed.config.digest
-            self._lease.hold(config, *(layer.digest for layer in layers))
-            for layer in layers:
-                self._blob(layer.digest)
-            if item.config is None:
-                self._blob(config)
-            else:
-                self._data(_path(config), item.config)
-            self._data(_path(described.digest), packed.manifest)
+            for each in (item, *item.others):
+                self._image(each)
+            if item.index:
+                described = Descriptor(manifest.OCI_INDEX, digest_of(item.index), len(item.index))
+                self._data(_path(described.digest), item.index)
             index += self._described(described, item)
             docker.append(
                 {
@@ -125,6 +142,19 @@ class _Archive:
         if repositories:
             self._data("repositories", manifest.encode(repositories))
         self._tar.close()
+
+    def _image(self, item: Item) -> None:
+        """The blobs of one image."""
+        packed = item.package
+        config = packed.config.digest
+        self._lease.hold(config, *(layer.digest for layer in packed.layers))
+        for layer in packed.layers:
+            self._blob(layer.digest)
+        if item.config is None:
+            self._blob(config)
+        else:
+            self._data(_path(config), item.config)
+        self._data(_path(packed.descriptor.digest), packed.manifest)
 
     @staticmethod
     def _described(described: Descriptor, item: Item) -> list[dict[str, Any]]:

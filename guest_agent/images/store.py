@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter, NotFound, Unavailable
-from guest_agent.images import reference
+from guest_agent.images import indexes, reference
 from guest_agent.images.config import RegistryConfig
 from guest_agent.images.content import BlobStore
 from guest_agent.images.manifest import parse_config
@@ -287,16 +287,19 @@ class ImageStore:
         platform: Platform | None = None,
         credentials: Credentials | None = None,
         progress: Callable[[dict[str, Any]], None] = lambda message: None,
+        by_digest: bool = False,
     ) -> str:
         """Pulls a tag or digest and returns the image's id; `progress` is called from a thread.
 
+        `by_digest`: the image gets the name of its own digest alone, so that no tag moves.
         Raises NotFound, Unauthorized, Unavailable and InvalidParameter in dockerd's words. Cancelling it
         cancels the transfer, unless another pull waits for the same layers.
         """
         cancelled = threading.Event()
         try:
             pulled = await in_thread(
-                lambda: self.puller().pull(ref, platform, credentials, progress, cancelled), "images-pull"
+                lambda: self.puller().pull(ref, platform, credentials, progress, cancelled, by_digest),
+                "images-pull",
             )
         finally:
             cancelled.set()
@@ -379,33 +382,39 @@ class ImageStore:
                 [(id, i, chain, diff) for i, (chain, diff) in enumerate(zip(chains, diffs, strict=True))],
             )
             for name in names:
-                old = self._put_name(db, name, id, name_manifest or manifest)
+                old = self.put_name(db, name, id, name_manifest or manifest)
                 if old and old != id and not name.digest:
                     moved.append(name.familiar)
         return self.by_id(id), moved
 
     @staticmethod
-    def _put_name(db: Any, name: Reference, id: str, manifest: str) -> str:
+    def put_name(db: Any, name: Reference, id: str, manifest: str) -> str:
+        """Makes a name stand for an image; the id of the one it stood for, or ""."""
         old = db.execute("SELECT image FROM names WHERE name = ?", (str(name),)).fetchone()
         db.execute("INSERT OR REPLACE INTO names VALUES(?, ?, ?)", (str(name), id, manifest))
         if name.tag:
             db.execute("UPDATE images SET tagged = ? WHERE id = ?", (time.time(), id))
         return str(old[0]) if old else ""
 
-    def tag(self, id: str, name: Reference) -> None:
-        """Makes `name` (tagged) stand for an image; NotFound."""
+    def tag(self, id: str, name: Reference, index: str = "") -> None:
+        """Makes `name` (tagged) stand for an image; NotFound. `index`: the digest of one it is of, which
+        `name` is then to stand for, too."""
         with self.lock, self.metadata.transaction(durable=True) as db:
             row = db.execute("SELECT manifest FROM images WHERE id = ?", (id,)).fetchone()
             if row is None:
                 raise _no_such_image(id)
-            self._put_name(db, name, id, row[0])
+            self.put_name(db, name, id, index or row[0])
 
     # -- taking out --------------------------------------------------------------------------------
 
     def untag(self, name: Reference) -> None:
         """Forgets one name. The image stays, if need be without any."""
-        with self.lock, self.metadata.transaction(durable=True) as db:
-            db.execute("DELETE FROM names WHERE name = ?", (str(name),))
+        with self.lock:
+            id = self.named(name) if indexes.named(self, name) else ""
+            with self.metadata.transaction(durable=True) as db:
+                db.execute("DELETE FROM names WHERE name = ?", (str(name),))
+            if id and self.metadata.row("SELECT 1 FROM names WHERE image = ?", (id,)):
+                self.collect()  # else it is the caller's turn: the image goes, and the others with it
 
     def delete(self, id: str) -> list[str]:
         """Removes an image with all its names, and the layers that nothing else uses.
@@ -427,6 +436,8 @@ class ImageStore:
         Returns the chain ids removed, topmost first.
         """
         with self.lock:
+            for id in indexes.forget(self.metadata):
+                self._configs.pop(id, None)
             # What is dead is decided in the transaction that removes it, so that a container made at the same
             # time either finds its layers gone or keeps them.
             with self.metadata.transaction() as db:

@@ -150,6 +150,17 @@ def buildx_directory() -> Path:
     return found
 
 
+def emulator(machine: str) -> Path:
+    """A static program that runs those of `aarch64` or `x86_64`, which ./run-tests fetched.
+
+    RuntimeError without it.
+    """
+    found = cache_directory() / "emulators" / f"qemu-{machine}-static"
+    if not found.exists():
+        raise RuntimeError(f"no {found.name}: ./run-tests --setup-only gets it")
+    return found
+
+
 def wherry_command() -> list[str]:
     """Our own CLI from this checkout."""
     return [sys.executable, "-m", "host_client"]

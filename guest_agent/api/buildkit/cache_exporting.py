@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Sequence
 
 from guest_agent.api.buildkit import content
 from guest_agent.api.buildkit.exporting import Work
@@ -18,7 +19,7 @@ from guest_agent.images.manifest import Descriptor
 _WHERE = {"registry": "registry", "local": "client directory"}
 
 
-async def export_cache(wanted: CacheTo, result: BuildResult, work: Work) -> dict[str, str]:
+async def export_cache(wanted: CacheTo, results: Sequence[BuildResult], work: Work) -> dict[str, str]:
     """Carries one out; what the client is to know of it. EngineError, unless errors are to be ignored."""
     if wanted.kind == "inline":
         return {}  # an image's history says all that there is to know of its layers
@@ -26,7 +27,7 @@ async def export_cache(wanted: CacheTo, result: BuildResult, work: Work) -> dict
         with work.progress.vertex(f"exporting cache to {_WHERE[wanted.kind]}") as vertex:
             vertex.status("preparing build cache for export")
             store = work.engine.images
-            document = await asyncio.to_thread(document_of, store, result, wanted.whole)
+            document = await asyncio.to_thread(document_of, store, results, wanted.whole)
             vertex.status("preparing build cache for export", done=True)
             if wanted.kind == "registry":
                 await _to_registry(wanted, document, work, vertex)

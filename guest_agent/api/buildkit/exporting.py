@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guest_agent.api.buildkit.progress import Progress, Vertex
@@ -13,12 +14,15 @@ from guest_agent.api.buildkit.session import Session
 from guest_agent.build.copies import look
 from guest_agent.build.request import BuildResult
 from guest_agent.errors import InvalidParameter, NotSupported
-from guest_agent.images import reference
+from guest_agent.images import manifest, reference
+from guest_agent.images.content import digest_of
+from guest_agent.images.manifest import Descriptor
 from guest_agent.images.package import package_of
+from guest_agent.images.platforms import Platform, as_json
 from guest_agent.images.reference import Reference
 from guest_agent.images.save import Item, write_archive
-from guest_agent.images.store import Lease
-from guest_agent.images.tar import TarWriter
+from guest_agent.images.store import ImageStore, Lease
+from guest_agent.images.tar import DIRECTORY, Entry, TarWriter
 from guest_agent.images.tree import TreeWriter
 from guest_agent.kernel.paths import RootFd
 
@@ -42,6 +46,7 @@ _AS_IT_IS = {
     "registry.insecure": _FALSE,
     "mode": ("", "copy"),
     "tar": _TRUE,
+    "platform-split": _TRUE,
     "buildinfo": _FALSE,
     "attestation-prefix": ("",),
 }
@@ -59,6 +64,25 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Results:
+    """What came of a build: one result, or one for each of several platforms."""
+
+    builds: Sequence[tuple[Platform | None, BuildResult]]
+    index: str = ""  # the digest of the index that the engine has of several
+
+    @property
+    def first(self) -> BuildResult:
+        """The only one, or the first that was asked for."""
+        return self.builds[0][1]
+
+    def directories(self) -> list[tuple[str, BuildResult]]:
+        """Where the files of each go: to the top, or into a directory for each platform."""
+        if len(self.builds) == 1:
+            return [("", self.first)]
+        return [(str(platform).replace("/", "_"), result) for platform, result in self.builds]
+
+
+@dataclass(frozen=True, slots=True)
 class Export:
     """One `--output`, the `number`th of its build."""
 
@@ -72,95 +96,122 @@ class Export:
         """Is the result to be an image of the engine's?"""
         return self.kind in _IMAGES
 
-    async def run(self, result: BuildResult, work: Work) -> dict[str, str]:
+    async def run(self, results: Results, work: Work) -> dict[str, str]:
         """Carries it out; what a client's `--iidfile` and `--metadata-file` hold. EngineError."""
         if self.keeps:
-            return await self._image(result, work)
+            return await self._image(results, work)
         if self.kind in _ARCHIVES:
-            return await self._archive(result, work)
+            return await self._archive(results, work)
         if self.kind == "tar":
-            await self._tar(result, work)
+            await self._tar(results, work)
         else:
-            await self._local(result, work)
+            await self._local(results, work)
         return {}
 
-    async def _image(self, result: BuildResult, work: Work) -> dict[str, str]:
-        digest = result.image_id
+    async def _image(self, results: Results, work: Work) -> dict[str, str]:
+        digest = results.index or results.first.image_id
         with work.progress.vertex("exporting to image") as vertex:
             vertex.status("exporting layers", done=True)
-            vertex.status(f"writing image {result.image_id}", done=True)
+            for _, result in results.builds:
+                vertex.status(f"writing image {result.image_id}", done=True)
+            if results.index:
+                vertex.status(f"writing index {results.index}", done=True)
             for tag in self.tags:
                 vertex.status(f"naming to {tag}", done=True)
             if self.push:
                 for tag in self.tags:
                     digest = await _pushed(tag, work, vertex)
-        return self._answer(result, digest)
+        return self._answer(results, digest)
 
-    def _answer(self, result: BuildResult, digest: str) -> dict[str, str]:
-        answer = {"containerimage.config.digest": result.image_id, "containerimage.digest": digest}
+    def _answer(self, results: Results, digest: str) -> dict[str, str]:
+        answer = {"containerimage.digest": digest}
+        if len(results.builds) == 1:
+            answer["containerimage.config.digest"] = results.first.image_id
         if self.tags:
             answer["image.name"] = ",".join(str(tag) for tag in self.tags)
         return answer
 
-    async def _archive(self, result: BuildResult, work: Work) -> dict[str, str]:
-        store, state = work.engine.images, result.state
-        config = state.document()
-        packed = package_of(config, state.blobs(store))
-        item = Item(packed, self.tags, config)
+    async def _archive(self, results: Results, work: Work) -> dict[str, str]:
+        store = work.engine.images
+        items = [_item(store, result, self.tags) for _, result in results.builds]
+        item, described = items[0], items[0].package.descriptor
+        if len(items) > 1:
+            data = manifest.image_index(
+                [
+                    (item.package.descriptor, as_json(result.state.platform))
+                    for item, (_, result) in zip(items, results.builds, strict=True)
+                ]
+            )
+            described = Descriptor(manifest.OCI_INDEX, digest_of(data), len(data))
+            item = replace(items[0], others=items[1:], index=data)
         with work.progress.vertex(f"exporting to {self.kind} image format") as vertex:
             vertex.status("exporting layers", done=True)
-            vertex.status(f"exporting manifest {packed.descriptor.digest}", done=True)
-            vertex.status(f"exporting config {packed.config.digest}", done=True)
+            for each in items:
+                vertex.status(f"exporting manifest {each.package.descriptor.digest}", done=True)
+                vertex.status(f"exporting config {each.package.config.digest}", done=True)
             vertex.status("sending tarball")
 
             def write(out: Write) -> None:
                 write_archive(store, work.lease, [item], out)
 
-            answer = self._answer(result, packed.descriptor.digest)
+            answer = self._answer(results, described.digest)
             await send_file(work.session, self.number, write, answer)
             vertex.status("sending tarball", done=True)
         return answer
 
-    async def _tar(self, result: BuildResult, work: Work) -> None:
+    async def _tar(self, results: Results, work: Work) -> None:
         with work.progress.vertex("exporting to client tarball") as vertex:
             vertex.status("sending tarball")
 
             def write(out: Write) -> None:
                 tar = TarWriter(out)
-                look(work.engine, result.state, lambda root: TreeWriter(tar).add(root.fd, "", False))
+                for directory, result in results.directories():
+                    add = partial(_add_tree, tar, directory)
+                    look(work.engine, result.state, add)
                 tar.close()
 
             await send_file(work.session, self.number, write, {})
             vertex.status("sending tarball", done=True)
 
-    async def _local(self, result: BuildResult, work: Work) -> None:
+    async def _local(self, results: Results, work: Work) -> None:
         with work.progress.vertex("exporting to client directory") as vertex:
-            copied = _Copied(vertex)
+            for directory, result in results.directories():
+                copied = _Copied(vertex, f"copying files {directory}".rstrip())
+                with_tree = partial(look, work.engine, result.state)
+                await send_tree(work.session, self.number, with_tree, directory, copied.told)
+                copied.end()
 
-            def with_tree(function: Callable[[RootFd], None]) -> None:
-                look(work.engine, result.state, function)
 
-            await send_tree(work.session, self.number, with_tree, told=copied.told)
-            copied.end()
+def _item(store: ImageStore, result: BuildResult, tags: Sequence[Reference]) -> Item:
+    """A result as an archive has it."""
+    config = result.state.document()
+    return Item(package_of(config, result.state.blobs(store)), tags, config)
+
+
+def _add_tree(tar: TarWriter, directory: str, root: RootFd) -> None:
+    if directory:
+        tar.add(Entry(directory, DIRECTORY, 0o755))
+    TreeWriter(tar).add(root.fd, directory, False)
 
 
 class _Copied:
     """How much of a directory has been sent, said about once a megabyte."""
 
-    def __init__(self, vertex: Vertex) -> None:
+    def __init__(self, vertex: Vertex, title: str) -> None:
         self._vertex = vertex
+        self._title = title
         self._loop = asyncio.get_running_loop()
         self._sent = self._said = 0
-        vertex.status("copying files")
+        vertex.status(title)
 
     def told(self, done: int) -> None:
         self._sent = done
         if done - self._said > 1 << 20:
             self._said = done
-            self._loop.call_soon_threadsafe(self._vertex.status, "copying files", done)
+            self._loop.call_soon_threadsafe(self._vertex.status, self._title, done)
 
     def end(self) -> None:
-        self._vertex.status("copying files", self._sent, done=True)
+        self._vertex.status(self._title, self._sent, done=True)
 
 
 async def _pushed(tag: Reference, work: Work, vertex: Vertex) -> str:

@@ -13,6 +13,7 @@ from guest_agent.build.request import Blobs, CacheFrom
 from guest_agent.engine.container_config import HostConfig, Ulimit
 from guest_agent.errors import InvalidParameter, NotSupported
 from guest_agent.images import platforms
+from guest_agent.images.platforms import Platform
 
 _BUILD_ARG, _LABEL, _CONTEXT = "build-arg:", "label:", "context:"
 _LOCAL = "local:"
@@ -21,17 +22,10 @@ _LOCAL = "local:"
 def request_fields(attributes: Mapping[str, str]) -> dict[str, Any]:
     """Fields of `build.request.BuildRequest`. InvalidParameter, NotSupported by the attribute's name."""
     _refuse(attributes)
-    platform = attributes.get("platform", "")
-    if "," in platform:
-        raise NotSupported(
-            f"building for several platforms at once ({platform}) is not supported",
-            "Build for one platform at a time, and join the images with 'docker manifest'.",
-        )
     return {
         "target": attributes.get("target", ""),
         "build_args": _prefixed(attributes, _BUILD_ARG),
         "labels": _prefixed(attributes, _LABEL),
-        "platform": platforms.parse(platform) if platform else None,
         "no_cache": "no-cache" in attributes,
         "pull": attributes.get("image-resolve-mode") == "pull",
         "host": HostConfig(
@@ -42,6 +36,12 @@ def request_fields(attributes: Mapping[str, str]) -> dict[str, Any]:
             cgroup_parent=attributes.get("cgroup-parent", ""),
         ),
     }
+
+
+def platforms_of(attributes: Mapping[str, str]) -> list[Platform | None]:
+    """The platforms to build for, each once; None alone: what the engine runs on. InvalidParameter."""
+    names = [name for name in attributes.get("platform", "").split(",") if name]
+    return list(dict.fromkeys(map(platforms.parse, names))) or [None]
 
 
 def named_contexts(attributes: Mapping[str, str]) -> dict[str, str]:

@@ -139,11 +139,12 @@ class BuildListener:
     """Tells of the steps of a build; `guest_agent.build.request.Listener`.
 
     As in BuildKit only what makes files has a line of its own, counted within its stage; another step when
-    it fails.
+    it fails. `platform` stands before the steps of a build for several.
     """
 
-    def __init__(self, progress: Progress, dockerfile: str) -> None:
+    def __init__(self, progress: Progress, dockerfile: str, platform: str = "") -> None:
         self._progress = progress
+        self._platform = platform
         self._loop = asyncio.get_running_loop()
         self._vertices: dict[str, Vertex] = {}
         self.failed: StepInfo | None = None  # the first step with an error
@@ -153,18 +154,23 @@ class BuildListener:
         """Each is seen by its steps."""
 
     def begun(self, step: StepInfo) -> None:
-        inputs = tuple(map(_digest, step.inputs))
+        inputs = tuple(map(self._digest, step.inputs))
         title = f"[{self._place(step)}] {step.name}"
-        vertex = self._vertices[step.digest] = Vertex(self._progress, _digest(step.digest), title, inputs)
+        vertex = self._vertices[step.digest] = Vertex(
+            self._progress, self._digest(step.digest), title, inputs
+        )
         if step.name.split(" ", 1)[0] in _SHOWN:
             vertex.begin()
 
     def _place(self, step: StepInfo) -> str:
         numbering = self._stages[step.stage]
         place = numbering.next(step) if step.number else "onbuild"
-        if len(self._stages) == 1:
-            return place
-        return f"{numbering.name or f'stage-{step.stage}'} {place}"
+        if len(self._stages) > 1:
+            place = f"{numbering.name or f'stage-{step.stage}'} {place}"
+        return f"{self._platform} {place}" if self._platform else place
+
+    def _digest(self, text: str) -> str:
+        return hashlib.sha256(f"{self._platform}{text}".encode()).hexdigest()
 
     def running(self, step: StepInfo, container_id: str) -> None:
         """Is seen by what it writes."""
@@ -215,10 +221,6 @@ class _Numbering:
     def next(self, step: StepInfo) -> str:
         self._number += step.name.split(" ", 1)[0] in _SHOWN
         return f"{self._number:{len(str(self._total))}}/{self._total}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _timestamp(nanoseconds: int) -> Any:

@@ -78,7 +78,7 @@ Method = Callable[[Stream[Any, Any]], Awaitable[None]]
 
 def _failure(error: EngineError, details: Any = None) -> GRPCError:
     status = next((value for kind, value in _STATUS.items() if isinstance(error, kind)), Status.UNKNOWN)
-    text = f"{error.message}\n{error.hint}" if error.hint and not details else error.message
+    text = f"{error.message}\n{error.hint}" if error.hint else error.message
     return GRPCError(status, text, details)
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from guest_agent.api.buildkit import messages, options
 from guest_agent.api.buildkit.cache_exporting import export_cache
 from guest_agent.api.buildkit.content import folder
 from guest_agent.api.buildkit.contexts import Dockerfile, SessionContext
-from guest_agent.api.buildkit.exporting import Export, Work, exports_of
+from guest_agent.api.buildkit.exporting import Export, Results, Work, exports_of
 from guest_agent.api.buildkit.progress import BuildListener, Progress
 from guest_agent.api.buildkit.session import Session, Sessions
 from guest_agent.build.cache_export import CacheTo, parse
@@ -50,7 +51,7 @@ class Job:
         self.returned: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._builder = builder
         self._sessions = sessions
-        self._results: dict[str, BuildResult] = {}
+        self._results: dict[str, Results] = {}
         self._lease = builder.engine.images.lease()
         self._lease.__enter__()
 
@@ -78,13 +79,16 @@ class Job:
         session = await self._sessions.get(self.request.Session)
         scratch = self._builder.scratch()
         context = SessionContext(self._sessions, session, attributes, named, scratch, self.progress)
+        targets = options.platforms_of(attributes)
+        several = len(targets) > 1
+        tags = [tag for export in exports if export.keeps for tag in export.tags]
         try:
             dockerfile = await context.dockerfile()
             request = BuildRequest(
                 context=context,
                 dockerfile=dockerfile.text,
                 dockerfile_name=dockerfile.name,
-                tags=[tag for export in exports if export.keeps for tag in export.tags],
+                tags=() if several else tags,
                 credentials=_credentials(session),
                 secret=session.secret,
                 ssh=lambda id: session.agent(id, scratch.directory()),
@@ -94,18 +98,35 @@ class Job:
                 keep=any(export.keeps for export in exports),
                 **fields,
             )
-            result = await self._run(request, dockerfile)
+            results = await self._all(
+                [self._run(replace(request, platform=platform), dockerfile, several) for platform in targets]
+            )
         finally:
             await context.close()
             scratch.remove()
-        name = result.image_id
-        self._results[name] = result
+        index = ""
+        if several and request.keep:
+            index = await self._builder.add_index([result.image_id for result in results], tags)
+        name = index or "+".join(result.image_id for result in results)
+        self._results[name] = Results(list(zip(targets, results, strict=True)), index)
         return name
 
-    async def _run(self, request: BuildRequest, dockerfile: Dockerfile) -> BuildResult:
+    @staticmethod
+    async def _all(builds: Sequence[Coroutine[Any, Any, BuildResult]]) -> list[BuildResult]:
+        """The results of builds for several platforms, side by side; the first failure ends them all."""
+        tasks = [asyncio.get_running_loop().create_task(build) for build in builds]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _run(self, request: BuildRequest, dockerfile: Dockerfile, several: bool) -> BuildResult:
+        """One platform's build, of `several` or the only one."""
         listener = None
         try:
-            listener = BuildListener(self.progress, dockerfile.text)
+            listener = BuildListener(self.progress, dockerfile.text, str(request.platform) if several else "")
             return await self._builder.build(request, listener, self._lease)
         except EngineError as error:
             lines = error.lines if isinstance(error, DockerfileError) else None
@@ -119,13 +140,13 @@ class Job:
             return {}
         if name not in self._results:
             raise NotFound(f"no such result: {name}")
-        result, answer = self._results[name], dict[str, str]()
+        results, answer = self._results[name], dict[str, str]()
         session = await self._sessions.get(self.request.Session)
         work = Work(self._builder.engine, self._lease, session, _credentials(session), self.progress)
         for export in self.exports():
-            answer |= await export.run(result, work)
+            answer |= await export.run(results, work)
         for cache in self.cache_exports():
-            answer |= await export_cache(cache, result, work)
+            answer |= await export_cache(cache, [result for _, result in results.builds], work)
         return answer
 
 

@@ -149,7 +149,7 @@ class _Routes:
         if cache.ref is None:
             return  # inline: an image's history is its cache
         document = await in_thread(
-            lambda: document_of(self._engine.images, result, cache.whole), "build-cache"
+            lambda: document_of(self._engine.images, [result], cache.whole), "build-cache"
         )
         try:
             known = await credentials(cache.ref.domain)
