@@ -26,6 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rootless", action="store_true", help="run tests/conformance against an engine of an ordinary user"
     )
     parser.addoption(
+        "--storage-driver",
+        metavar="DRIVER",
+        help="the storage driver of the engine that tests/conformance runs against (also with --rootless)",
+    )
+    parser.addoption(
         "--oracle",
         metavar="DOCKER_HOST",
         help="run tests/conformance against this Docker engine, to check the tests themselves",
@@ -119,6 +124,8 @@ def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
 def _session_engine(
     _needs_root: None, oracle: str | None, request: pytest.FixtureRequest
 ) -> Iterator[Engine]:
+    wanted = request.config.getoption("--storage-driver")
+    driver = ("--storage-driver", wanted) if wanted else ()
     if oracle:
         engine: Engine = OtherEngine(oracle)
     elif request.config.getoption("--machine"):
@@ -127,9 +134,9 @@ def _session_engine(
 
         engine = MachineEngine(built_image("amd64")).start()
     elif request.config.getoption("--rootless"):
-        engine = RootlessEngine(request.getfixturevalue("user")).start()
+        engine = RootlessEngine(request.getfixturevalue("user"), *driver).start()
     else:
-        engine = OurEngine().start()
+        engine = OurEngine(*driver).start()
     try:
         engine.docker.ok("load", "--quiet", "--input", images.image("busybox:latest").archive())
         yield engine

@@ -18,9 +18,9 @@ from guest_agent.engine.container_config import Mount, MountPoint, TmpfsOptions
 from guest_agent.engine.launch import mounts_directory
 from guest_agent.engine.unlisted import Step
 from guest_agent.errors import InvalidParameter, NotFound
-from guest_agent.kernel.overlay import open_overlay
 from guest_agent.kernel.paths import RootFd
 from guest_agent.kernel.syscalls import AT_FDCWD, MOVE_MOUNT_F_EMPTY_PATH, move_mount
+from guest_agent.runtime.layers import open_layers
 from guest_agent.runtime.types import Overlay
 from guest_agent.runtime.view import with_view
 from guest_agent.threads import to_the_end
@@ -120,7 +120,7 @@ class Mounting:
             if mount.read_only:
                 host_mounts.mount_layers(overlay, top)
             else:
-                tree = open_overlay(list(overlay.lower), overlay.upper, overlay.work, top)
+                tree = open_layers(overlay.lower, overlay.upper, overlay.work, top)
                 try:
                     move_mount(tree, "", AT_FDCWD, top, MOVE_MOUNT_F_EMPTY_PATH)
                 finally:

@@ -88,6 +88,7 @@ class Config:
     userns_remap: str = _setting(
         "", "USER[:GROUP] whose subordinate ids containers run with, or default (dockremap)"
     )
+    storage_driver: str = _setting("", "overlay2, fuse-overlayfs or vfs (default: the best that works)")
     storage_opts: list[str] = _setting(
         [], "overlay2.size=SIZE: what a container may write, where there are project quotas", "storage-opt"
     )
@@ -104,7 +105,7 @@ UNSUPPORTED = frozenset(
     default-network-opts default-runtime dns-search6 exec-opts experimental features firewall-backend
     fixed-cidr-v6 host-gateway-ips http-proxy https-proxy init-path ip6tables iptables
     ipv6 metrics-addr network-control-plane-mtu network-diagnostic-port no-proxy
-    node-generic-resources oom-score-adjust proxies raw-logs rootless runtimes selinux-enabled storage-driver
+    node-generic-resources oom-score-adjust proxies raw-logs rootless runtimes selinux-enabled
     swarm-default-advertise-addr userland-proxy userland-proxy-path
     """.split()  # noqa: SIM905 - as a list it has sixty lines
 )

@@ -11,8 +11,8 @@ import tempfile
 
 from guest_agent.errors import InternalError, InvalidParameter
 from guest_agent.kernel.copies import copy_tree
-from guest_agent.kernel.overlay import open_overlay
 from guest_agent.kernel.paths import RootFd
+from guest_agent.runtime.layers import open_layers
 from guest_agent.runtime.types import Overlay
 
 
@@ -21,7 +21,7 @@ def layers_root(overlay: Overlay) -> RootFd:
     if len(overlay.lower) == 1:
         return RootFd.at(overlay.lower[0])
     with tempfile.TemporaryDirectory(prefix="wherry-") as staging:
-        return RootFd(open_overlay(list(overlay.lower), "", "", staging))
+        return RootFd(open_layers(overlay.lower, "", "", staging))
 
 
 def copy_up(overlay: Overlay, destination: str, volume: str) -> None:

@@ -51,6 +51,7 @@ class Engine:
                 attempts=config.max_download_attempts,
             ),
             storage_size(config.storage_opts),
+            config.storage_driver,
         )
         self.watches = Watches()
         self._store = Store(roots.data_path("engine.db"))

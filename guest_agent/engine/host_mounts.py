@@ -15,10 +15,10 @@ import socket
 from guest_agent.errors import InternalError, InvalidParameter
 from guest_agent.kernel import syscalls
 from guest_agent.kernel.mountns import in_private_namespace
-from guest_agent.kernel.overlay import open_overlay
 from guest_agent.kernel.paths import O_PATH, RootFd
 from guest_agent.kernel.trees import remove_tree
 from guest_agent.runtime.idmap import mapped_overlay, open_namespace
+from guest_agent.runtime.layers import open_layers
 from guest_agent.runtime.types import Overlay
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def mount_layers(overlay: Overlay, target: str, userns: str = "") -> None:
     if userns:
         tree = in_private_namespace(lambda: _mapped_layers(overlay, userns, target))
     else:
-        tree = open_overlay(list(overlay.lower), "", "", target)
+        tree = open_layers(overlay.lower, "", "", target)
     try:
         syscalls.move_mount(tree, "", syscalls.AT_FDCWD, target, syscalls.MOVE_MOUNT_F_EMPTY_PATH)
     finally:

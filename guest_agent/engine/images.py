@@ -21,6 +21,7 @@ from guest_agent.images.load import Loaded, import_tar, load
 from guest_agent.images.platforms import Platform
 from guest_agent.images.reference import Reference
 from guest_agent.images.search import search
+from guest_agent.runtime import layers
 from guest_agent.threads import blocking_reader, in_thread
 
 # Keys of an image configuration's "config" that API 1.50 and later show, when they have a value.
@@ -155,9 +156,11 @@ class Images:
         config = image.config
         run = config.get("config") or {}
         lower = self.store.image_overlay(image).lower
-        graph = {"UpperDir": lower[0]}
-        if len(lower) > 1:
-            graph["LowerDir"] = ":".join(lower[1:])
+        graph: dict[str, str] | None = {"UpperDir": lower[0]}
+        if layers.driver() == layers.VFS:
+            graph = None
+        elif len(lower) > 1:
+            graph = {"UpperDir": lower[0], "LowerDir": ":".join(lower[1:])}
         shown: dict[str, Any] = {
             "Id": image.id,
             "RepoTags": list(image.repo_tags),
@@ -171,7 +174,7 @@ class Images:
             "Architecture": config.get("architecture") or "",
             "Os": config.get("os") or "",
             "Size": image.size,
-            "GraphDriver": {"Data": graph, "Name": "overlay2"},
+            "GraphDriver": {"Data": graph, "Name": layers.driver()},
             "RootFS": {"Type": "layers", "Layers": list(image.layers)},
             "Metadata": {"LastTagTime": rfc3339(int(image.tagged * 1e9))},
         }

@@ -17,7 +17,7 @@ from guest_agent.engine.state import rfc3339
 from guest_agent.images import platforms
 from guest_agent.kernel import userns
 from guest_agent.roots import Roots
-from guest_agent.runtime import cgroups
+from guest_agent.runtime import cgroups, layers
 
 if TYPE_CHECKING:
     from guest_agent.engine.engine import Engine
@@ -92,7 +92,7 @@ def describe(engine: Engine, api: tuple[int, int]) -> dict[str, Any]:
         "ContainersPaused": counts["paused"],
         "ContainersStopped": total - counts["running"] - counts["paused"],
         "Images": len(engine.images.images()),
-        "Driver": "overlay2",
+        "Driver": layers.driver(),
         "DriverStatus": _driver_status(engine.roots.data),
         "Plugins": {
             "Volume": ["local"],
@@ -185,7 +185,11 @@ def _operating_system() -> tuple[str, str]:
     return release.get("PRETTY_NAME", "Linux"), release.get("VERSION_ID", "")
 
 
-def _driver_status(root: str) -> list[list[str]]:
+def _driver_status(root: str) -> list[list[str]] | None:
+    if layers.driver() == layers.VFS:
+        return None
+    if layers.driver() == layers.FUSE:
+        return [["Backing Filesystem", _file_system(root)]]
     return [
         ["Backing Filesystem", _file_system(root)],
         ["Supports d_type", "true"],

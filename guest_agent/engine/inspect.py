@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from guest_agent.network.types import stopped_settings
+from guest_agent.runtime import layers
 
 from .container_config import MountPoint, is_user_network, shared_container
 from .create import endpoint_config, root_of
@@ -29,8 +30,6 @@ _OMITTED = (
     "StopSignal",
     "Shell",
 )
-# Fields that are null in dockerd's HostConfig only where the client sent null.
-_DRIVER = "overlay2"
 
 
 def inspect(engine: Engine, container: Container, version: tuple[int, int]) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def inspect(engine: Engine, container: Container, version: tuple[int, int]) -> d
         "LogPath": log_path(engine, container) if record.host_config.log_config.type == "json-file" else "",
         "Name": f"/{record.name}",
         "RestartCount": record.restart_count,
-        "Driver": _DRIVER,
+        "Driver": layers.driver(),
         "Platform": record.platform.get("os", "linux"),
         "MountLabel": "",
         "ProcessLabel": "",
@@ -144,6 +143,8 @@ def linked_name(engine: Engine, link: Link) -> str:
 
 def _graph_driver(engine: Engine, container: Container) -> dict[str, Any]:
     overlay = root_of(engine, container)
+    if layers.driver() == layers.VFS:
+        return {"Name": layers.VFS, "Data": None}
     data = {
         "ID": container.id,
         "LowerDir": ":".join(overlay.lower),
@@ -151,7 +152,7 @@ def _graph_driver(engine: Engine, container: Container) -> dict[str, Any]:
         "UpperDir": overlay.upper,
         "WorkDir": overlay.work,
     }
-    return {"Name": _DRIVER, "Data": data}
+    return {"Name": layers.driver(), "Data": data}
 
 
 def mount(point: MountPoint) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from guest_agent.errors import Conflict, EngineError, InternalError, InvalidPara
 from guest_agent.images import platforms
 from guest_agent.network.types import Link as NetworkLink
 from guest_agent.network.types import PortBinding, SandboxRequest
-from guest_agent.runtime import seccomp
+from guest_agent.runtime import layers, seccomp
 from guest_agent.runtime.stage import StageError
-from guest_agent.runtime.types import Launch, LaunchError, Stdio
+from guest_agent.runtime.types import Launch, LaunchError, Overlay, Stdio
 
 from . import host_mounts, user_namespaces
 from .container_config import BindOptions, has_own_network, is_user_network, shared_container
@@ -94,6 +94,7 @@ async def prepare(engine: Engine, container: Container) -> Launch:
     for point in record.mounts:
         if point.type != "tmpfs":
             around.binds.append(await _bind(engine, container, point, around))
+    rootfs = await _root(engine, container)
     path = log_path(engine, container)
     spec = oci_config(record, security, around)
     filter = _seccomp(engine, container, security)
@@ -104,7 +105,7 @@ async def prepare(engine: Engine, container: Container) -> Launch:
     return Launch(
         id=record.id,
         config=spec,
-        rootfs=root_of(engine, container),
+        rootfs=rootfs,
         stdio=Stdio(
             tty=config.tty,
             open_stdin=config.open_stdin,
@@ -114,6 +115,17 @@ async def prepare(engine: Engine, container: Container) -> Launch:
         ),
         exit_path=exit_path(engine, container),
     )
+
+
+async def _root(engine: Engine, container: Container) -> Overlay | str:
+    overlay = root_of(engine, container)
+    if layers.driver() == layers.OVERLAY and not layers.is_whole(overlay):
+        return overlay  # the launch child's work
+    point = os.path.join(mounts_directory(engine, container.id), "root")
+    try:
+        return await asyncio.to_thread(layers.container_root, overlay, point)
+    except OSError as error:
+        raise InternalError(f"error creating overlay mount to {point}: {error.strerror or error}")
 
 
 def _check_architecture(image: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from guest_agent.errors import NotFound
 from guest_agent.kernel.trees import files_below
+from guest_agent.runtime.layers import is_whole
 
 from .create import root_of
 
@@ -33,9 +34,12 @@ def directory_size(path: str) -> int:
 
 def container_size(engine: Engine, container: Container) -> tuple[int, int]:
     """Bytes a container has written, and those of its whole root file system. Blocks."""
-    written = directory_size(root_of(engine, container).upper)
+    overlay = root_of(engine, container)
+    written = directory_size(overlay.upper)
     try:
-        layers = engine.images.get(container.record.image_id).size
+        image = engine.images.get(container.record.image_id).size
     except NotFound:
-        layers = 0
-    return written, layers + written
+        image = 0
+    if is_whole(overlay):
+        return max(0, written - image), written
+    return written, image + written

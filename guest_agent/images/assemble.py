@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from guest_agent.images import manifest
 from guest_agent.images.content import BlobWriter
@@ -88,25 +89,38 @@ def extract_layers(
     for index, (blob, diff, chain) in enumerate(zip(blobs, diff_ids, chains, strict=True)):
         if store.layer(chain) is not None:
             continue
-        fd = store.content.open(blob.digest)
-        try:
-            with StagedLayer(store.snapshots, base=index == 0) as staged:
-                staged.unpack(_told(reading(fd), index, progress), diff, blob.size <= SMALL)
-                staged.commit(chain, store.snapshots.lower(chains[:index]))
-                parent = chains[index - 1] if index else ""
-                store.add_layer(LayerRow(chain, parent, diff, staged.size, blob.digest, blob.media_type))
-        finally:
-            os.close(fd)
+        size = extract_layer(store, blob, diff, chains[:index], chain, partial(progress, index))
+        parent = chains[index - 1] if index else ""
+        store.add_layer(LayerRow(chain, parent, diff, size, blob.digest, blob.media_type))
 
 
-def _told(read: Read, index: int, progress: Callable[[int, int], None]) -> Read:
+def extract_layer(
+    store: ImageStore,
+    blob: Descriptor,
+    diff: str,
+    below: Sequence[str],
+    chain: str,
+    progress: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Extracts one layer, over those with the chain ids `below`; returns the size of its content."""
+    fd = store.content.open(blob.digest)
+    try:
+        with StagedLayer(store.snapshots, base=not below) as staged:
+            staged.unpack(_told(reading(fd), progress), diff, blob.size <= SMALL)
+            staged.commit(chain, store.snapshots.lower(below))
+            return staged.size
+    finally:
+        os.close(fd)
+
+
+def _told(read: Read, progress: Callable[[int], None]) -> Read:
     done = 0
 
     def counting(size: int) -> bytes:
         nonlocal done
         data = read(size)
         done += len(data)
-        progress(index, done)
+        progress(done)
         return data
 
     return counting

@@ -78,7 +78,7 @@ def _layer(store: ImageStore, lease: Lease, container_id: str) -> tuple[Descript
             compressed.write(data)
 
         writer = TarWriter(write)
-        if not write_layer(overlay.upper, overlay.lower, writer):
+        if not write_layer(overlay, writer):
             return None
         writer.close()
         compressed.finish()

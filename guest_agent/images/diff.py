@@ -19,9 +19,11 @@ from guest_agent.errors import NotFound
 from guest_agent.images.layer import OPAQUE_MARKER, WHITEOUT, is_whiteout
 from guest_agent.images.tar import Entry, TarWriter
 from guest_agent.images.tree import TreeWriter
-from guest_agent.kernel.overlay import opaque_xattr
+from guest_agent.kernel.overlay import FUSE_MARKERS, is_opaque
 from guest_agent.kernel.paths import O_PATH, open_in_root
 from guest_agent.kernel.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
+from guest_agent.runtime.layers import whole_since
+from guest_agent.runtime.types import Overlay
 
 MODIFIED, ADDED, DELETED = 0, 1, 2
 _INSIDE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
@@ -40,15 +42,15 @@ class Change:
     opaque: bool = False
 
 
-def changes(upper: str, lower: Sequence[str]) -> list[tuple[str, int]]:
+def changes(overlay: Overlay) -> list[tuple[str, int]]:
     """`docker diff`: absolute paths, sorted by directory, each with its kind. Blocks."""
-    return [(f"/{change.path}", change.kind) for change in _compare(upper, lower, all_files=False)]
+    return [(f"/{change.path}", change.kind) for change in _compare(overlay, all_files=False)]
 
 
-def write_layer(upper: str, lower: Sequence[str], writer: TarWriter) -> bool:
+def write_layer(overlay: Overlay, writer: TarWriter) -> bool:
     """Writes the changes as a layer, with OCI's whiteouts; whether there were any. Blocks."""
-    found = _compare(upper, lower, all_files=True)
-    root = os.open(upper, O_PATH | os.O_DIRECTORY)
+    found = _compare(overlay, all_files=True)
+    root = os.open(overlay.upper, O_PATH | os.O_DIRECTORY)
     tree = TreeWriter(writer)
     try:
         for change in found:
@@ -71,17 +73,17 @@ def write_layer(upper: str, lower: Sequence[str], writer: TarWriter) -> bool:
     return bool(found)
 
 
-def remove_mount_points(upper: str, lower: Sequence[str]) -> None:
+def remove_mount_points(overlay: Overlay) -> None:
     """Removes from the writable directory the mount points that `changes` and `write_layer` leave out.
 
     For a directory that is to become a layer itself; nothing may run in it any more.
     """
     opened: list[int] = []
     try:
-        for path in (upper, *lower):
+        for path in (overlay.upper, *overlay.lower):
             opened.append(os.open(path, O_PATH | os.O_DIRECTORY))
         comparison = _Comparison(opened[0], opened[1:], all_files=True)
-        below = list(range(len(lower)))
+        below = list(range(len(overlay.lower)))
         for path in sorted((*_MOUNT_FILES, *_MOUNT_DIRS, *_MOUNT_PARENTS), reverse=True):
             if comparison.shows(path, below):
                 continue
@@ -105,16 +107,16 @@ def remove_mount_points(upper: str, lower: Sequence[str]) -> None:
             os.close(fd)
 
 
-def _compare(upper: str, lower: Sequence[str], all_files: bool) -> list[Change]:
+def _compare(overlay: Overlay, all_files: bool) -> list[Change]:
     """The changes, each directory before what is in it."""
     opened: list[int] = []
     try:
         try:
-            for path in (upper, *lower):
+            for path in (overlay.upper, *overlay.lower):
                 opened.append(os.open(path, O_PATH | os.O_DIRECTORY))
         except FileNotFoundError:
             raise NotFound("the container's files are gone: it has just been removed")
-        return _Comparison(opened[0], opened[1:], all_files).result()
+        return _Comparison(opened[0], opened[1:], all_files, whole_since(overlay)).result()
     finally:
         for fd in opened:
             os.close(fd)
@@ -144,22 +146,24 @@ _Item = tuple[_Node, list[int] | None]  # with the layers below, when it is a di
 class _Comparison:
     """Walks the writable directory; `lower` are the layers' roots, topmost first.
 
-    Paths are bounded, depth is not.
+    Paths are bounded, depth is not. `whole`: since when (ns) the directory has the whole tree, if it has.
     """
 
-    def __init__(self, upper: int, lower: Sequence[int], all_files: bool) -> None:
+    def __init__(self, upper: int, lower: Sequence[int], all_files: bool, whole: int | None = None) -> None:
+        self._whole = whole is not None
+        self._since = whole or 0
         self._upper = upper
         self._lower = lower
         self._all_files = all_files
 
     def result(self) -> list[Change]:
         nodes: list[_Node] = []
-        stack = list(reversed(self._entries("", list(range(len(self._lower))), False)))
+        stack = list(reversed(self._entries("", list(range(len(self._lower))), self._whole)))
         while stack:
             node, layers = stack.pop()
             nodes.append(node)
             if layers is not None:
-                stack += reversed(self._entries(node.path, layers, node.opaque))
+                stack += reversed(self._entries(node.path, layers, node.opaque or self._whole))
         changed: set[str] = set()  # directories with a change somewhere below
         for node in nodes:
             if node.kind is not None:
@@ -189,7 +193,7 @@ class _Comparison:
         except OSError:
             return []  # gone meanwhile
         try:
-            names = sorted(os.listdir(directory))
+            names = sorted(set(os.listdir(directory)) - FUSE_MARKERS)
             items = []
             for name in names:
                 try:
@@ -206,7 +210,7 @@ class _Comparison:
             os.close(directory)
         if opaque and layers:
             hidden = self._names(path, layers) - set(names)
-            items += [(_Node(f"{path}/{name}", DELETED), None) for name in hidden]
+            items += [(_Node(f"{path}/{name}" if path else name, DELETED), None) for name in hidden]
             items.sort(key=lambda item: item[0].path)
         return items
 
@@ -221,7 +225,8 @@ class _Comparison:
             if below is None:
                 mount_point = path in _MOUNT_FILES and stat.S_ISREG(details.st_mode) and not details.st_size
                 return None if mount_point else (_Node(path, ADDED), None)
-            if self._all_files or _differs(details, _capability(fd, details), below):
+            written = self._all_files and details.st_ctime_ns >= self._since
+            if written or _differs(details, _capability(fd, details), below):
                 return _Node(path, MODIFIED), None
             return None
         if below is None:
@@ -230,7 +235,7 @@ class _Comparison:
             return _Node(path, None if path in _MOUNT_PARENTS else ADDED), []
         if not below.layers:
             return _Node(path, MODIFIED), []  # was something else
-        opaque = _is_opaque(fd)
+        opaque = is_opaque(fd)
         if opaque and self._all_files:
             return _Node(path, MODIFIED, True), []  # its marker leaves nothing below to compare with
         differs = _owner(details) != _owner(below.details)
@@ -260,7 +265,7 @@ class _Comparison:
                 if found is None:
                     found = _Below(details, b"", [])
                 found.layers.append(index)
-                if _is_opaque(fd):
+                if is_opaque(fd):
                     break
             finally:
                 os.close(fd)
@@ -271,7 +276,7 @@ class _Comparison:
         shown: set[str] = set()
         gone: set[str] = set()
         for index in layers:
-            fd = open_in_root(self._lower[index], path, _OPEN_DIR, resolve=_INSIDE)
+            fd = open_in_root(self._lower[index], path or ".", _OPEN_DIR, resolve=_INSIDE)
             try:
                 for name in os.listdir(fd):
                     if name in shown or name in gone:
@@ -305,10 +310,3 @@ def _capability(fd: int, details: os.stat_result) -> bytes:
         return os.getxattr(f"/proc/self/fd/{fd}", "security.capability")
     except OSError:
         return b""
-
-
-def _is_opaque(fd: int) -> bool:
-    try:
-        return os.getxattr(f"/proc/self/fd/{fd}", opaque_xattr()) == b"y"
-    except OSError:
-        return False

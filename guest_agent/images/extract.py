@@ -22,6 +22,7 @@ from guest_agent.images import tar
 from guest_agent.images.content import DiskFull
 from guest_agent.images.tar import Entry, TarError, TarReader
 from guest_agent.kernel import userns
+from guest_agent.kernel.overlay import ATTRIBUTES
 from guest_agent.kernel.paths import O_PATH, RootFd, open_in_root
 from guest_agent.kernel.trees import remove_tree
 
@@ -408,7 +409,7 @@ def _set_xattrs(target: int | str, entry: Entry, follow: bool) -> None:
     Overlay's own are its alone: from an archive they could redirect a directory elsewhere.
     """
     for name, value in entry.xattrs.items():
-        if name.startswith(("trusted.overlay.", "user.overlay.")):
+        if name.startswith(ATTRIBUTES):
             continue
         try:
             os.setxattr(target, name, value, follow_symlinks=follow)

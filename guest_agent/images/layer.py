@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from guest_agent.images import tar
 from guest_agent.images.extract import LIMITS, Extractor, Limits, clean, explain
 from guest_agent.images.tar import Entry, TarError, TarReader
-from guest_agent.kernel.overlay import opaque_xattr
+from guest_agent.kernel.overlay import ATTRIBUTES, opaque_xattr
 from guest_agent.kernel.paths import O_PATH, RootFd, open_in_root
 from guest_agent.kernel.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 
@@ -177,7 +177,7 @@ def copy_dir_metadata(source: int, target: int) -> None:
     os.fchown(target, st.st_uid, st.st_gid)
     os.fchmod(target, stat.S_IMODE(st.st_mode))
     for name in os.listxattr(source):
-        if not name.startswith(("trusted.overlay.", "user.overlay.")):
+        if not name.startswith(ATTRIBUTES):
             try:
                 os.setxattr(target, name, os.getxattr(source, name))
             except OSError as e:

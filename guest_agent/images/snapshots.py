@@ -21,6 +21,7 @@ from guest_agent.errors import NotSupported
 from guest_agent.kernel import quota
 from guest_agent.kernel.syscalls import fs_magic
 from guest_agent.kernel.trees import remove_tree
+from guest_agent.runtime import layers
 from guest_agent.runtime.types import Overlay
 
 log = logging.getLogger(__name__)
@@ -74,13 +75,16 @@ def _spread_out(directory: str) -> None:
 class Snapshots:
     """The layers and writable directories below `root`, the engine's own directory (0710 above it)."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, driver: str = "") -> None:
+        """`driver`: how layers are put together, one of `layers.DRIVERS`; "" for the best that works."""
         self._layers = os.path.join(root, "snapshots")
         self._containers = os.path.join(root, "containers")
         self._staging = os.path.join(root, "staging")
         self._empty = os.path.join(root, "empty")
+        self._merged = os.path.join(root, layers.MERGED)
         for path in (self._layers, self._containers, self._staging, self._empty):
             os.makedirs(path, mode=0o700, exist_ok=True)
+        layers.use(layers.choose(driver, self._staging))
         os.chmod(self._empty, 0o755)
         _spread_out(self._staging)
         self._quotas = quota.enforced(self._containers)
@@ -127,6 +131,7 @@ class Snapshots:
     def delete(self, chain: str) -> None:
         """Takes a layer away at once; its files go in the background."""
         self.retire(self.path(chain))
+        self.retire(layers.merged_path(self.path(chain)))
 
     def chains(self) -> Iterator[str]:
         """The chain ids of all layers that are here."""
@@ -210,7 +215,11 @@ class Snapshots:
 
     def recover(self) -> None:
         """Removes, in the background, what a killed process left half made or half removed."""
-        self._sweep([os.path.join(self._staging, name) for name in os.listdir(self._staging)])
+        left = [os.path.join(self._staging, name) for name in os.listdir(self._staging)]
+        if os.path.isdir(self._merged):
+            copies = os.listdir(self._merged)
+            left += [os.path.join(self._merged, name) for name in copies if not self.has(name)]
+        self._sweep(left)
 
     def _sweep(self, paths: list[str]) -> None:
         with self._sweep_lock:

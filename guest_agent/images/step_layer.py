@@ -11,12 +11,13 @@ import stat
 from collections.abc import Iterable
 
 from guest_agent.images import manifest, tar
-from guest_agent.images.assemble import GzipWriter
+from guest_agent.images.assemble import GzipWriter, extract_layer
 from guest_agent.images.diff import remove_mount_points, write_layer
 from guest_agent.images.manifest import Descriptor
 from guest_agent.images.snapshots import chain_ids
 from guest_agent.images.store import ImageStore, LayerRow, Lease
 from guest_agent.images.tar import Entry, TarWriter
+from guest_agent.runtime import layers
 
 
 class _Counting(TarWriter):
@@ -40,7 +41,7 @@ def take_layer(
     Raises Unavailable (disk full).
     """
     overlay = store.overlay(container_id)
-    remove_mount_points(overlay.upper, overlay.lower)
+    remove_mount_points(overlay)
     if latest is not None:
         _clamp_times(overlay.upper, latest)
     plain = hashlib.sha256()
@@ -52,7 +53,7 @@ def take_layer(
             compressed.write(data)
 
         writer = _Counting(write)
-        if not write_layer(overlay.upper, overlay.lower, writer):
+        if not write_layer(overlay, writer):
             return None
         writer.close()
         compressed.finish()
@@ -66,7 +67,10 @@ def take_layer(
     known = store.layer(chain)
     if known is not None:
         return known
-    store.snapshots.commit(store.snapshots.take(container_id), chain)
+    if layers.driver() == layers.OVERLAY:
+        store.snapshots.commit(store.snapshots.take(container_id), chain)
+    else:  # what the others leave there overlay would not understand
+        extract_layer(store, described, diff, below, chain)
     row = LayerRow(
         chain, below[-1] if below else "", diff, writer.size, described.digest, described.media_type
     )

@@ -105,8 +105,16 @@ class Lease:
 class ImageStore:
     """The image store of one engine, below DATA/images. One process at a time."""
 
-    def __init__(self, roots: Roots, registries: RegistryConfig | None = None, default_size: int = 0) -> None:
-        """`default_size`: bytes that containers may write into their roots, 0: no limit."""
+    def __init__(
+        self,
+        roots: Roots,
+        registries: RegistryConfig | None = None,
+        default_size: int = 0,
+        driver: str = "",
+    ) -> None:
+        """`default_size`: bytes that containers may write into their roots, 0: no limit. `driver`: see
+        `Snapshots`.
+        """
         self.registries = registries or RegistryConfig()
         self._default_size = default_size
         self._puller: Puller | None = None
@@ -125,7 +133,7 @@ class ImageStore:
         self.leases: set[Lease] = set()
         self._configs: dict[str, dict[str, Any]] = {}
         self.content = BlobStore(self.root)
-        self.snapshots = Snapshots(self.root)
+        self.snapshots = Snapshots(self.root, driver)
         self.metadata = Metadata(os.path.join(self.root, "images.db"))
         try:
             if default_size:
@@ -514,8 +522,7 @@ class ImageStore:
         """
         from guest_agent.images.diff import changes
 
-        overlay = self.overlay(container_id)
-        return changes(overlay.upper, overlay.lower)
+        return changes(self.overlay(container_id))
 
     def image_overlay(self, image: Image) -> Overlay:
         """A read-only view of an image."""

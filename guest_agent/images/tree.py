@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from guest_agent.images import tar
 from guest_agent.images.tar import Entry, TarWriter
+from guest_agent.kernel.overlay import ATTRIBUTES
 from guest_agent.kernel.paths import O_PATH, open_in_root, reopen
 from guest_agent.kernel.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 
@@ -147,7 +148,7 @@ def attributes(file: int | str, whole: bool) -> dict[str, bytes]:
         return {
             name: os.getxattr(file, name)
             for name in names
-            if not name.startswith(("trusted.overlay.", "user.overlay."))
+            if not name.startswith(ATTRIBUTES)
             and (whole or name == "security.capability" or name.startswith("user."))
         }
     except OSError:  # a file system without them, or removed meanwhile

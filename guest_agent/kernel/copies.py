@@ -12,6 +12,7 @@ import fcntl
 import os
 import stat
 
+from .overlay import ATTRIBUTES
 from .paths import O_PATH, open_in_root
 from .syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 from .trees import Identity, go_down, go_up, identity
@@ -26,7 +27,7 @@ def copy_tree(source: int, target: int) -> None:
 
     Sockets are left out. Raises OSError, also when something is in the way in `target`.
     """
-    copier = _Copier(source, target)
+    copier = Copier(source, target)
     try:
         copier.copy()
     finally:
@@ -43,52 +44,58 @@ class _Level:
         self.below: list[str] = []
 
 
-class _Copier:
+class Copier:
     """Copies one tree. Owns its two descriptors, which go down and up again through both trees together."""
 
     def __init__(self, source: int, target: int) -> None:
-        self._source = os.dup(source)
-        self._target = os.dup(target)
+        self.source = os.dup(source)
+        self.target = os.dup(target)
         self._top = target
         self._shares = True  # until the file system says that it cannot
         self._links: dict[Identity, tuple[str, Identity]] = {}  # inode → the path and inode of its copy
 
     def close(self) -> None:
         """Closes the descriptors."""
-        os.close(self._source)
-        os.close(self._target)
+        os.close(self.source)
+        os.close(self.target)
 
     def copy(self) -> None:
         """Copies the content of the directory, then its attributes. Raises OSError."""
-        way = [_Level(self._source, self._target, "")]
+        way = [_Level(self.source, self.target, "")]
         self._content(way[-1])
         while True:
             level = way[-1]
             if level.below:
                 name = level.below.pop()
-                self._source = go_down(self._source, name)
-                self._target = go_down(self._target, name)
-                way.append(_Level(self._source, self._target, f"{level.path}{name}/"))
+                self.source = go_down(self.source, name)
+                self.target = go_down(self.target, name)
+                way.append(_Level(self.source, self.target, f"{level.path}{name}/"))
                 self._content(way[-1])
                 continue
-            _attributes(self._source, self._target)
+            _attributes(self.source, self.target)
             way.pop()
             if not way:
                 return
-            self._source = go_up(self._source, way[-1].source)
-            self._target = go_up(self._target, way[-1].target)
+            self.source = go_up(self.source, way[-1].source)
+            self.target = go_up(self.target, way[-1].target)
+
+    def take(self, name: str, info: os.stat_result) -> bool:
+        """Whether an entry is to be made in the target; a directory is gone into whatever this says."""
+        return True
 
     def _content(self, level: _Level) -> None:
-        with os.scandir(self._source) as entries:
+        with os.scandir(self.source) as entries:
             for entry in entries:
                 info = entry.stat(follow_symlinks=False)
+                new = self.take(entry.name, info)
                 if stat.S_ISDIR(info.st_mode):
-                    os.mkdir(entry.name, 0o700, dir_fd=self._target)
+                    if new:
+                        os.mkdir(entry.name, 0o700, dir_fd=self.target)
                     level.below.append(entry.name)
-                elif info.st_nlink < 2 or not self._link(entry.name, info):
+                elif new and (info.st_nlink < 2 or not self._link(entry.name, info)):
                     self._other(entry.name, info)
                     if info.st_nlink > 1:
-                        made = os.lstat(entry.name, dir_fd=self._target)
+                        made = os.lstat(entry.name, dir_fd=self.target)
                         copy = (level.path + entry.name, (made.st_dev, made.st_ino))
                         self._links[info.st_dev, info.st_ino] = copy
 
@@ -105,7 +112,7 @@ class _Copier:
         try:
             if identity(fd) != made:
                 return False
-            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self._target, follow_symlinks=True)
+            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self.target, follow_symlinks=True)
         finally:
             os.close(fd)
         return True
@@ -115,16 +122,16 @@ class _Copier:
         if kind == stat.S_IFREG:
             self._file(name)
         elif kind == stat.S_IFLNK:
-            os.symlink(os.readlink(name, dir_fd=self._source), name, dir_fd=self._target)
-            os.chown(name, info.st_uid, info.st_gid, dir_fd=self._target, follow_symlinks=False)
+            os.symlink(os.readlink(name, dir_fd=self.source), name, dir_fd=self.target)
+            os.chown(name, info.st_uid, info.st_gid, dir_fd=self.target, follow_symlinks=False)
             times = (info.st_atime_ns, info.st_mtime_ns)
-            os.utime(name, ns=times, dir_fd=self._target, follow_symlinks=False)
+            os.utime(name, ns=times, dir_fd=self.target, follow_symlinks=False)
         elif kind != stat.S_IFSOCK:  # a socket without its process is of no use
             self._device(name, info)
 
     def _device(self, name: str, info: os.stat_result) -> None:
-        os.mknod(name, stat.S_IFMT(info.st_mode) | 0o600, info.st_rdev, dir_fd=self._target)
-        fd = os.open(name, O_PATH | os.O_NOFOLLOW, dir_fd=self._target)
+        os.mknod(name, stat.S_IFMT(info.st_mode) | 0o600, info.st_rdev, dir_fd=self.target)
+        fd = os.open(name, O_PATH | os.O_NOFOLLOW, dir_fd=self.target)
         try:
             made = os.fstat(fd)
             if (stat.S_IFMT(made.st_mode), made.st_rdev) != (stat.S_IFMT(info.st_mode), info.st_rdev):
@@ -138,9 +145,9 @@ class _Copier:
 
     def _file(self, name: str) -> None:
         flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        original = os.open(name, os.O_RDONLY | flags, dir_fd=self._source)
+        original = os.open(name, os.O_RDONLY | flags, dir_fd=self.source)
         try:
-            copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, 0o600, dir_fd=self._target)
+            copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | flags, 0o600, dir_fd=self.target)
             try:
                 if not (self._shares and self._shared(original, copy)):
                     _data(original, copy)
@@ -187,7 +194,7 @@ def _attributes(source: int, target: int) -> None:
     info = os.fstat(source)
     os.fchown(target, info.st_uid, info.st_gid)
     for name in os.listxattr(source):
-        if name.startswith(("trusted.overlay.", "user.overlay.")):
+        if name.startswith(ATTRIBUTES):
             continue
         try:
             os.setxattr(target, name, os.getxattr(source, name))

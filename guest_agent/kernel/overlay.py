@@ -17,6 +17,17 @@ _LAYER_BY_LAYER = syscalls.LINUX >= (6, 8)
 _PLAIN = ("redirect_dir", "metacopy", "index")
 
 
+FUSE_OPAQUE = "user.fuseoverlayfs.opaque"
+"""What fuse-overlayfs sets where it may not set the kernel's."""
+
+
+FUSE_MARKERS = frozenset((".wh..wh..opq", ".wh..opq"))
+"""Files that fuse-overlayfs puts into opaque directories, and shows to nobody."""
+
+ATTRIBUTES = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
+"""What the names of attributes of overlay's own, and of fuse-overlayfs's, begin with."""
+
+
 def opaque_xattr() -> str:
     """The attribute of a directory that hides what the layers below have in it.
 
@@ -24,6 +35,17 @@ def opaque_xattr() -> str:
     5.11).
     """
     return "user.overlay.opaque" if userns.inside() else "trusted.overlay.opaque"
+
+
+def is_opaque(fd: int) -> bool:
+    """Whether the directory behind an O_PATH descriptor is opaque, for overlay or fuse-overlayfs."""
+    for name in (opaque_xattr(), FUSE_OPAQUE):
+        try:
+            if os.getxattr(f"/proc/self/fd/{fd}", name) == b"y":
+                return True
+        except OSError:
+            pass
+    return False
 
 
 def open_overlay(

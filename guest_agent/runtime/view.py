@@ -16,7 +16,6 @@ from functools import partial
 from typing import TypeVar
 
 from guest_agent.kernel.mountns import clone_root_of, in_private_namespace
-from guest_agent.kernel.overlay import open_overlay
 from guest_agent.kernel.paths import O_PATH, RootFd
 from guest_agent.kernel.syscalls import (
     AT_EMPTY_PATH,
@@ -35,6 +34,7 @@ from guest_agent.kernel.syscalls import (
     set_fs_ids,
     umount2,
 )
+from guest_agent.runtime.layers import open_layers
 from guest_agent.runtime.types import Overlay
 
 _WHOLE = AT_EMPTY_PATH | AT_RECURSIVE
@@ -100,7 +100,7 @@ def with_view(
         if isinstance(root, int):
             clone_root_of(root, collect)
         else:
-            own(open_overlay(list(root.lower), root.upper, root.work, scratch))
+            own(open_layers(root.lower, root.upper, root.work, scratch))
         for part in ordered:
             if part.source and part.subpath:
                 with RootFd.at(part.source) as top:

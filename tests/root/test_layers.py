@@ -22,6 +22,7 @@ from guest_agent.images.layer import LayerExtractor
 from guest_agent.images.tar import Entry, TarError, TarReader, TarWriter
 from guest_agent.kernel import syscalls
 from guest_agent.kernel.paths import RootFd
+from guest_agent.runtime.types import Overlay
 
 pytestmark = pytest.mark.root
 
@@ -184,7 +185,7 @@ def changed(base: Path, scratch: Path, work: Work) -> list[tuple[str, int]]:
     with mounted(scratch, [base], upper) as merged:
         work(merged)
         wanted = view(merged)
-    found = changes(str(upper), [str(base)])
+    found = changes(Overlay((str(base),), str(upper)))
     again = apply(layer_of(upper, base), scratch / "again", [base])
     with mounted(scratch / "second", [again, base]) as merged:
         assert view(merged) == wanted
@@ -194,7 +195,7 @@ def changed(base: Path, scratch: Path, work: Work) -> list[tuple[str, int]]:
 def layer_of(upper: Path, *lower: Path) -> bytes:
     buffer = io.BytesIO()
     writer = TarWriter(buffer.write)
-    write_layer(str(upper), [str(path) for path in lower], writer)
+    write_layer(Overlay(tuple(map(str, lower)), str(upper)), writer)
     writer.close()
     return buffer.getvalue()
 
@@ -277,7 +278,7 @@ def test_mount_points_are_not_the_containers_doing(base: Path, tmp_path: Path) -
     upper = tmp_path / "c/upper"
     with mounted(tmp_path / "c", [base], upper) as merged:
         work(merged)
-    assert changes(str(upper), [str(base)]) == [("/etc", MODIFIED), ("/etc/own", ADDED)]
+    assert changes(Overlay((str(base),), str(upper))) == [("/etc", MODIFIED), ("/etc/own", ADDED)]
     entries = [entry.name for entry in TarReader(io.BytesIO(layer_of(upper, base)).read)]
     assert entries == ["etc/", "etc/own"]
 
@@ -319,7 +320,7 @@ def test_more_layers_than_a_mount_option_string_has_room_for(tmp_path: Path) -> 
     upper.mkdir()
     (upper / "f3").write_bytes(b"changed")
     (upper / "new").touch()
-    assert changes(str(upper), [str(path) for path in layers]) == [("/f3", MODIFIED), ("/new", ADDED)]
+    assert changes(Overlay(tuple(map(str, layers)), str(upper))) == [("/f3", MODIFIED), ("/new", ADDED)]
 
 
 name = st.sampled_from(["a", "b", "c"])
@@ -363,7 +364,7 @@ def test_layers_of_any_changes_show_the_same_tree(rounds: list[list[tuple[str, s
                 act(merged, steps)
                 wanted = view(merged)
             data = layer_of(upper, *layers)
-            told = changes(str(upper), [str(path) for path in layers])
+            told = changes(Overlay(tuple(map(str, layers)), str(upper)))
             layers = [apply(data, top / f"layer{number}", layers), *layers]
             with mounted(top / f"check{number}", layers) as merged:
                 assert view(merged) == wanted
