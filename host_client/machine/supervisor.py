@@ -108,10 +108,13 @@ class Supervisor:
                 return await self._live(channels, console, tasks)
             except ResumeFailed as error:
                 log.warning("the machine did not start from its saved state, which is removed: %s", error)
-                template.discard(self.layout)
+                if self._start.saved is not None:
+                    self._start.saved.failed()
             finally:
                 self._kill()
                 channels.close()
+                if self._start.saved is not None:
+                    await self._start.saved.settle()
 
     async def _sleep(self) -> None:
         """Until a client or a stop comes."""
@@ -187,7 +190,8 @@ class Supervisor:
         else:
             key = template.key(platform, machine, program, picture, archive)
             saved = template.Template(self.layout, program.version, key)
-            start = Start(chosen, saved, saved.find())
+            resumed_at = saved.find()
+            start = Start(chosen, None if saved.given_up else saved, resumed_at)
         machine = replace(machine, resumes=start.resumed_at is not None)
         verb = "Resuming" if machine.resumes else "Booting"
         self.report({"step": f"{verb} with {chosen.upper()}"})

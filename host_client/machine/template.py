@@ -27,6 +27,7 @@ from host_client.machine.qmp import Qmp, State
 log = logging.getLogger("template")
 
 FORMAT = 1
+FAILURES_MAX = 2
 SAVE_SECONDS = 30.0  # it takes less than one; a disk that is so slow is no place to start from
 FILE_URI = (
     8,
@@ -66,6 +67,13 @@ class Template:
         self.layout = layout
         self._by_descriptor = version < FILE_URI
         self._wanted = wanted
+        self._failures = 0
+        self._keeping: asyncio.Task[None] | None = None
+
+    @property
+    def given_up(self) -> bool:
+        """States of this key have failed too often: none is worth the time it takes to find out again."""
+        return self._failures >= FAILURES_MAX
 
     def find(self) -> int | None:
         """The guest's milliseconds since its kernel started, in a state that can be used.
@@ -77,16 +85,28 @@ class Template:
                 about = json.load(file)
             if about["key"] != self._wanted:
                 log.info("the saved state is of another machine, QEMU or version: it is not used")
-            elif about["size"] != os.path.getsize(self.layout.template):
-                log.warning("the saved state is damaged: it is not used")
             else:
-                return int(about["milliseconds"])
+                self._failures = int(about["failures"])
+                if about["size"] == os.path.getsize(self.layout.template):
+                    return int(about["milliseconds"])
+                log.warning("the saved state is damaged: it is not used")
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("the saved state cannot be read: %r", error)
-        discard(self.layout)
+        self._remove()
         return None
+
+    def failed(self) -> None:
+        """A machine did not come to serve from it: it is removed, and how often that was is kept."""
+        self._failures += 1
+        self._remove()
+        try:
+            self._write_about(0, 0)
+        except OSError as error:
+            log.warning("cannot keep how often saved states failed: %s", error)
+        if self.given_up:
+            log.warning("no state is saved any more until the machine, QEMU or Wherry is another")
 
     async def resume(self, qmp: Qmp) -> None:
         """Lets QEMU, started to wait for it, go on from the state. Raises MachineError and OSError."""
@@ -100,7 +120,7 @@ class Template:
         `milliseconds`: since the guest's kernel started. Raises MachineError when the guest does not go on.
         """
         partial = self.layout.template + ".new"
-        discard(self.layout)
+        self._remove()
         await qmp.execute("stop")
         written = False
         try:
@@ -111,10 +131,15 @@ class Template:
         except (MachineError, OSError, TimeoutError) as error:
             log.warning("the machine's state is not saved: %r", error)
             await qmp.execute("migrate_cancel")
-            discard(self.layout)
+            self._remove()
         await qmp.execute("cont")
-        if written:
-            await asyncio.to_thread(self.keep, milliseconds)
+        if written:  # the disk may take its time: the guest goes on meanwhile
+            self._keeping = asyncio.create_task(asyncio.to_thread(self.keep, milliseconds))
+
+    async def settle(self) -> None:
+        """Returns when nothing of this machine's state is being written any more."""
+        if self._keeping is not None:
+            await self._keeping
 
     def keep(self, milliseconds: int) -> None:
         """Takes over the new state that was written; what goes wrong is only logged."""
@@ -127,12 +152,18 @@ class Template:
             finally:
                 os.close(fd)
             os.replace(partial, self.layout.template)
-            about = {"key": self._wanted, "size": size, "milliseconds": milliseconds}
-            write_whole(self.layout.template_about, json.dumps(about).encode(), 0o600)
+            self._write_about(size, milliseconds)
             log.info("the machine's state is saved: %.1f MiB", size / (1 << 20))
         except OSError as error:
             log.warning("the machine's state is not saved: %s", error)
-            discard(self.layout)
+            self._remove()
+
+    def _remove(self) -> None:
+        discard(self.layout, but_failures=self._failures > 0)
+
+    def _write_about(self, size: int, milliseconds: int) -> None:
+        about = {"key": self._wanted, "size": size, "milliseconds": milliseconds, "failures": self._failures}
+        write_whole(self.layout.template_about, json.dumps(about).encode(), 0o600)
 
     @contextlib.contextmanager
     def opened(self, path: str, mode: int) -> Iterator[State]:
@@ -144,8 +175,9 @@ class Template:
             os.close(fd)
 
 
-def discard(layout: Layout) -> None:
-    """Removes a machine's saved state, if there is one."""
-    for path in (layout.template_about, layout.template, layout.template + ".new"):
+def discard(layout: Layout, but_failures: bool = False) -> None:
+    """Removes a machine's saved state, if there is one, and what is known of earlier ones."""
+    files = (layout.template, layout.template + ".new", *(() if but_failures else (layout.template_about,)))
+    for path in files:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)

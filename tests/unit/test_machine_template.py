@@ -102,9 +102,8 @@ def layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Layout:
     return place
 
 
-def keep(layout: Layout, key: str) -> None:
-    saved = template.Template(layout, VERSION, key)
-    with saved.opened(layout.template + ".new", os.O_WRONLY | os.O_CREAT | os.O_EXCL) as state:
+def keep(saved: template.Template) -> None:
+    with saved.opened(saved.layout.template + ".new", os.O_WRONLY | os.O_CREAT | os.O_EXCL) as state:
         assert state.descriptor is None
         Path(state.path).write_bytes(b"state")
     saved.keep(1234)
@@ -112,16 +111,31 @@ def keep(layout: Layout, key: str) -> None:
 
 def test_a_saved_state_is_found_by_its_key(layout: Layout) -> None:
     assert template.Template(layout, VERSION, "one").find() is None
-    keep(layout, "one")
+    keep(template.Template(layout, VERSION, "one"))
     assert stat.S_IMODE(os.stat(layout.template).st_mode) == 0o600
     assert template.Template(layout, VERSION, "one").find() == 1234
     assert template.Template(layout, VERSION, "two").find() is None
     assert os.listdir(layout.folder) == [], "what is of no use is removed"
 
 
+def test_states_that_fail_twice_are_given_up_until_the_key_changes(layout: Layout) -> None:
+    for failures in range(template.FAILURES_MAX):
+        saved = template.Template(layout, VERSION, "one")
+        assert (saved.find(), saved.given_up) == (None, False), failures
+        keep(saved)
+        resumed = template.Template(layout, VERSION, "one")
+        assert resumed.find() == 1234
+        resumed.failed()
+        assert not os.path.exists(layout.template)
+    last = template.Template(layout, VERSION, "one")
+    assert (last.find(), last.given_up) == (None, True)
+    other = template.Template(layout, VERSION, "two")
+    assert (other.find(), other.given_up) == (None, False)
+
+
 @pytest.mark.parametrize("damage", ["short", "about", "missing"])
 def test_a_damaged_state_is_removed(layout: Layout, damage: str) -> None:
-    keep(layout, "one")
+    keep(template.Template(layout, VERSION, "one"))
     if damage == "short":
         os.truncate(layout.template, 3)
     elif damage == "about":
