@@ -128,6 +128,17 @@ def provide_image(tell: Callable[[str], None], arch: str = "") -> Image:
     return image.build(arch, tell)
 
 
+def take_image(source: str, tell: Callable[[str], None]) -> Image:
+    """Install the image that a user named by a folder or a URL.
+
+    Raises:
+        MachineError: it cannot be had, or is not what its manifest says.
+    """
+    from host_client.machine import download, image
+
+    return download.fetch(source, tell) if download.is_url(source) else image.install(source)
+
+
 def import_packages() -> None:
     """Make installed packages importable, which the launcher leaves out to start faster."""
     if sys.flags.no_site:

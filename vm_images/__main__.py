@@ -7,7 +7,7 @@ import os
 import sys
 
 from host_client import VERSION
-from vm_images import wheel
+from vm_images import pack, wheel
 from vm_images.build import build
 from vm_images.packages import BuildError
 from vm_images.recipe import ARCHES
@@ -23,14 +23,22 @@ def main() -> int:
         "--mirror", help="Debian archive to use for all suites (a snapshot, for an exact rebuild)"
     )
     make.add_argument("--compression", help="of the root file system, as for mkfs.erofs -z (default: none)")
-    pack = commands.add_parser("wheel", help="make a Python wheel of a built image")
-    pack.add_argument("--image", required=True, help="folder of the image")
-    pack.add_argument("--out", required=True, help="folder for the wheel; made when missing")
+    package = commands.add_parser("wheel", help="make a Python wheel of a built image")
+    package.add_argument("--image", required=True, help="folder of the image")
+    package.add_argument("--out", required=True, help="folder for the wheel; made when missing")
+    web = commands.add_parser("pack", help="compress a built image for a web server")
+    web.add_argument("--image", required=True, help="folder of the image")
+    web.add_argument("--out", required=True, help="folder for the files; made when missing")
     arguments = parser.parse_args()
     try:
         if arguments.command == "wheel":
             path = wheel.make(arguments.image, arguments.out, VERSION)
             print(f"{path}: {os.path.getsize(path) / 1e6:.1f} MB")
+            return 0
+        if arguments.command == "pack":
+            size, digest = pack.make(arguments.image, arguments.out)
+            print(f"{arguments.out}: {size / 1e6:.1f} MB to download")
+            print(f"wherry machine init --image https://PLACE#sha256={digest}")
             return 0
         manifest = build(arguments.arch, arguments.out, arguments.mirror, arguments.compression)
     except BuildError as error:

@@ -18,6 +18,7 @@ from host_client.machine.errors import MachineError
 from host_client.machine.layout import data_folder
 
 FORMAT = 2  # of the manifest and of what host and guest expect of each other
+ARCHES = ("amd64", "arm64")
 PARTS = ("kernel", "initrd", "root.erofs")
 
 
@@ -31,6 +32,10 @@ class Image:
     def path(self, part: str) -> str:
         return os.path.join(self.folder, part)
 
+    def size(self, part: str) -> int:
+        """Bytes of a part, by the manifest."""
+        return int(self.manifest["files"][part]["size"])
+
     @property
     def arch(self) -> str:
         return str(self.manifest["arch"])
@@ -42,28 +47,47 @@ class Image:
         return hashlib.sha256(sums.encode()).hexdigest()
 
 
-def open_image(folder: str) -> Image:
-    """An image by its folder; sizes are compared, not every byte. Raises MachineError."""
+def read_manifest(folder: str, place: str = "") -> Image:
+    """An image by what its manifest says; its parts need not be there.
+
+    `place`: where the user knows it to be, if not in the folder. Raises MachineError.
+    """
+    place = place or folder
     path = os.path.join(folder, "manifest.json")
     try:
         with open(path) as file:
             manifest = json.load(file)
         if manifest["format"] != FORMAT:
             raise MachineError(
-                f"the VM image in {folder} has format {manifest['format']}, this Wherry needs {FORMAT}",
+                f"the VM image in {place} has format {manifest['format']}, this Wherry needs {FORMAT}",
                 "Take the image that belongs to this version.",
             )
         image = Image(folder, manifest)
-        for part in PARTS:
-            if os.path.getsize(image.path(part)) != manifest["files"][part]["size"]:
-                raise MachineError(
-                    f"{image.path(part)} has not the size its manifest says", "Fetch the image again."
-                )
+        sizes = [image.size(part) for part in PARTS]
+        if not (image.arch in ARCHES and image.identity and all(size > 0 for size in sizes)):
+            raise ValueError("arch, files")
         return image
     except OSError as error:
-        raise MachineError(f"{folder} is not a VM image: {error.strerror}: {error.filename}")
+        raise MachineError(f"{place} is not a VM image: {error.strerror}: {error.filename}")
     except (ValueError, KeyError, TypeError) as error:
-        raise MachineError(f"the manifest {path} is damaged: {error!r}", "Fetch the image again.")
+        raise MachineError(
+            f"the manifest of the VM image in {place} is damaged: {error!r}", "Fetch the image again."
+        )
+
+
+def open_image(folder: str) -> Image:
+    """An image by its folder; sizes are compared, not every byte. Raises MachineError."""
+    image = read_manifest(folder)
+    for part in PARTS:
+        try:
+            size = os.path.getsize(image.path(part))
+        except OSError as error:
+            raise MachineError(f"{folder} is not a VM image: {error.strerror}: {error.filename}")
+        if size != image.size(part):
+            raise MachineError(
+                f"{image.path(part)} has not the size its manifest says", "Fetch the image again."
+            )
+    return image
 
 
 def verify(image: Image) -> None:
@@ -79,15 +103,26 @@ def verify(image: Image) -> None:
             )
 
 
+def _place(image: Image) -> str:
+    return data_folder("images", f"{image.arch}-{image.identity[:16]}")
+
+
+def find(image: Image) -> Image | None:
+    """This user's image with the same content, if it is installed. Raises MachineError when it is damaged."""
+    target = _place(image)
+    return open_image(target) if os.path.exists(os.path.join(target, "manifest.json")) else None
+
+
 def install(source: str) -> Image:
     """Copies an image from a folder into this user's, under a name made of its content.
 
     Raises MachineError.
     """
     image = open_image(source)
-    target = data_folder("images", f"{image.arch}-{image.identity[:16]}")
-    if os.path.exists(os.path.join(target, "manifest.json")):
-        return open_image(target)
+    known = find(image)
+    if known is not None:
+        return known
+    target = _place(image)
     partial = f"{target}.{os.getpid()}.tmp"
     os.makedirs(partial)
     try:

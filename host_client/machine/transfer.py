@@ -10,7 +10,7 @@ import shutil
 import tarfile
 import time
 
-from host_client.machine import config, image, keys, qcow2
+from host_client.machine import config, image, keys, qcow2, zstd
 from host_client.machine.errors import MachineError
 from host_client.machine.machines import Machine
 
@@ -24,7 +24,7 @@ def export(machine: Machine, path: str) -> int:
     settings = json.dumps(dataclasses.asdict(config.load(machine.layout))).encode()
     partial = f"{path}.{os.getpid()}.tmp"
     try:
-        with _zstd(partial, "wb") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
+        with zstd.opened(partial, "wb") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
             entry = tarfile.TarInfo(CONFIG)
             entry.size = len(settings)
             archive.addfile(entry, io.BytesIO(settings))
@@ -48,7 +48,7 @@ def load(machine: Machine, path: str, picture: image.Image) -> None:
             f"machine {machine.name} exists already", "Choose another name, or remove it first."
         )
     try:
-        with _zstd(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with zstd.opened(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             settings = _settings(archive, path)
             entry = archive.next()
             disk = archive.extractfile(entry) if entry and entry.name == DISK and entry.isfile() else None
@@ -84,12 +84,3 @@ def _settings(archive: tarfile.TarFile, path: str) -> config.Config:
         return config.Config(**json.load(file)).check()
     except (ValueError, TypeError) as error:
         raise MachineError(f"the configuration in {path} is damaged: {error}")
-
-
-def _zstd(path: str, mode: str) -> io.BufferedIOBase:
-    try:
-        from compression import zstd  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        from backports import zstd
-    opened: io.BufferedIOBase = zstd.ZstdFile(path, mode)
-    return opened

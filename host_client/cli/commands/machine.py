@@ -13,7 +13,7 @@ from host_client.cli.flags import Command
 
 vm.import_packages()
 
-from host_client.machine import config, image, layout, machines  # noqa: E402 - installed packages are needed
+from host_client.machine import config, layout, machines  # noqa: E402 - installed packages are needed
 from host_client.machine.errors import MachineError  # noqa: E402
 
 TYPE_CHECKING = False
@@ -88,7 +88,8 @@ def _folders(parsed: Parsed) -> list[str] | None:
 @guarded
 def init(session: Session, parsed: Parsed) -> int:
     """`wherry machine init`."""
-    picture = image.install(parsed["image"]) if parsed["image"] else vm.provide_image(tell, parsed["arch"])
+    wanted = parsed["image"]
+    picture = vm.take_image(wanted, tell) if wanted else vm.provide_image(tell, parsed["arch"])
     machine = named(parsed)
     made = machine.init(
         picture,
@@ -114,7 +115,7 @@ INIT = Command(
     maximum=1,
     flags=(
         ("arch", "", "string", "Architecture of the machine: amd64 or arm64 (default: this one's)"),
-        ("image", "", "string", "Folder of the VM image (default: the installed one)"),
+        ("image", "", "string", "Folder or URL of the VM image (default: the installed one)"),
         ("now", "", "bool", "Start it too"),
         *SIZE_FLAGS,
     ),
