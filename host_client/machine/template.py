@@ -159,7 +159,10 @@ class Template:
             self._remove()
 
     def _remove(self) -> None:
-        discard(self.layout, but_failures=self._failures > 0)
+        try:
+            discard(self.layout, but_failures=self._failures > 0)
+        except OSError as error:
+            log.warning("cannot remove the saved state: %s", error)
 
     def _write_about(self, size: int, milliseconds: int) -> None:
         about = {"key": self._wanted, "size": size, "milliseconds": milliseconds, "failures": self._failures}

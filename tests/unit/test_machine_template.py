@@ -133,15 +133,17 @@ def test_states_that_fail_twice_are_given_up_until_the_key_changes(layout: Layou
     assert (other.find(), other.given_up) == (None, False)
 
 
-@pytest.mark.parametrize("damage", ["short", "about", "missing"])
+@pytest.mark.parametrize("damage", ["short", "about", "missing", "unfinished"])
 def test_a_damaged_state_is_removed(layout: Layout, damage: str) -> None:
     keep(template.Template(layout, VERSION, "one"))
     if damage == "short":
         os.truncate(layout.template, 3)
     elif damage == "about":
         Path(layout.template_about).write_text('{"key": "one", "size": 5}')
-    else:
+    elif damage == "missing":
         os.unlink(layout.template)
+    else:  # the supervisor was killed while it saved
+        os.rename(layout.template, layout.template + ".new")
     assert template.Template(layout, VERSION, "one").find() is None
     assert os.listdir(layout.folder) == []
 

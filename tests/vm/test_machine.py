@@ -510,7 +510,9 @@ def test_a_data_disk_of_an_older_image_is_used_without_quotas(home: Home, tmp_pa
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-b", "4096", raw], check=True)
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, machine.layout.disk], check=True)
     docker = Cli([docker_binary()], f"unix://{machine.layout.api_socket}", home.docker.config)
+    Path(machine.layout.template + ".new").mkdir()
     machine.start()
+    assert "the machine's state is not saved: FileExistsError" in Path(machine.layout.log).read_text()
     docker.ok("load", "--quiet", "--input", container_image("busybox:latest").archive())
     assert docker.ok("run", "--rm", "busybox", "echo", "well") == "well"
     refused = docker("run", "--rm", "--storage-opt", "size=1g", "busybox", "true")
