@@ -27,10 +27,15 @@ WHERE = {
     ("darwin", "arm64", "tcg", OLD): "",
     ("win32", "amd64", "tcg", VERSION): "",
     ("win32", "amd64", "tcg", OLD): "QEMU before 8.2 cannot write a machine's state to a file on Windows",
-    ("darwin", "arm64", "hvf", VERSION): "QEMU does not promise that a processor's state can be read and set "
-    "again under HVF",
-    ("darwin", "amd64", "hvf", VERSION): "QEMU does not promise that a processor's state can be read and set "
-    "again under HVF",
+    ("darwin", "arm64", "hvf", (11, 1, 0)): "",
+    (
+        "darwin",
+        "arm64",
+        "hvf",
+        (11, 0, 9),
+    ): "QEMU before 11.1 is not known to save all of a machine under HVF",
+    ("darwin", "amd64", "hvf", (11, 1, 0)): "QEMU's saved states are not known to work under HVF on Macs "
+    "with Intel processors",
     ("win32", "amd64", "whpx", VERSION): "QEMU refuses to save the state of a machine under WHPX: it cannot "
     "read all of the processor's",
 }
