@@ -33,6 +33,7 @@ from . import ids, uplink
 log = logging.getLogger(__name__)
 
 _KEPT_LOG = 2
+_CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7)
 
 
 class KeeperError(Exception):
@@ -58,6 +59,12 @@ class Client:
         if "error" in message:
             raise KeeperError(message["error"])
         return message["ok"], got
+
+    @property
+    def pid(self) -> int:
+        """The process id of a keeper that was found."""
+        credentials = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return int(_CREDENTIALS.unpack(credentials)[0])
 
     def close(self) -> None:
         """Hangs up."""
@@ -179,7 +186,8 @@ class _Keeper:
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
-        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, uid, _ = _CREDENTIALS.unpack(credentials)
         if uid == os.getuid():
             self._add(connection)
         else:

@@ -14,7 +14,7 @@ from guest_agent.kernel import netlink, netns, syscalls
 from guest_agent.kernel.syscalls import CLONE_NEWNS, CLONE_NEWUSER
 from guest_agent.roots import Roots
 
-from . import keeper, uplink
+from . import keeper, scope, uplink
 from .ids import HINT, user_name
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,11 @@ def enter(roots: Roots) -> Space:
     client = keeper.find(path)
     try:
         if client is not None:
-            return _join(client)
+            try:
+                return _join(client)
+            except keeper.KeeperError:
+                client.close()  # it was about to end, as its agent did
+        scope.leave_unit()
         client = keeper.fork(path, roots.run_path("monitor.pid"))
         return _make(client, roots)
     except keeper.KeeperError as error:
@@ -56,6 +60,7 @@ def enter(roots: Roots) -> Space:
 
 def _join(client: keeper.Client) -> Space:
     facts, (user, mounts, network) = client.ask("join")
+    scope.follow(client.pid)
     syscalls.setns(user, CLONE_NEWUSER)
     _become_root()
     syscalls.setns(mounts, CLONE_NEWNS)

@@ -98,7 +98,7 @@ def overlay(root: str = "/") -> Iterator[Finding]:
         line.split()[-1:] == ["overlay"] for line in read(os.path.join(root, "proc/filesystems")).splitlines()
     ):
         yield Finding("Overlay file system", GOOD, "the kernel has it")
-    elif "overlay/overlay.ko" in read(os.path.join(root, "lib/modules", release, "modules.dep")):
+    elif "kernel/fs/overlayfs/overlay.ko" in read(os.path.join(root, "lib/modules", release, "modules.dep")):
         yield Finding("Overlay file system", GOOD, "a module, loaded when the engine starts")
     else:
         yield Finding(

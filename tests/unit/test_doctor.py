@@ -73,7 +73,7 @@ def test_control_groups(tmp_path: Path, files: dict[str, str], level: str, word:
 def test_overlay_may_be_a_module(tmp_path: Path) -> None:
     root = put(tmp_path, proc__filesystems="nodev\tproc\n\text4\n", proc__sys__kernel__osrelease="6.1.0\n")
     assert only(kernel.overlay(root)).level == BAD
-    put(tmp_path, **{"lib__modules__6.1.0__modules.dep": "kernel/fs/overlay/overlay.ko.xz:\n"})
+    put(tmp_path, **{"lib__modules__6.1.0__modules.dep": "kernel/fs/overlayfs/overlay.ko.xz:\n"})
     assert "module" in only(kernel.overlay(root)).text
     put(tmp_path, proc__filesystems="nodev\toverlay\n")
     assert only(kernel.overlay(root)).level == GOOD
