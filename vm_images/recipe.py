@@ -26,7 +26,7 @@ class Arch:
 ARCHES = {
     "amd64": Arch(
         name="amd64",
-        # Not the "cloud" flavour: it boots no faster and has no 9p, which is how macOS shares folders.
+        # Not the "cloud" flavour: it boots no faster and lacks modules that containers ask for.
         kernel_package="linux-image-amd64",
         triplet="x86_64-linux-gnu",
         loader="/usr/lib64/ld-linux-x86-64.so.2",
@@ -164,9 +164,7 @@ LATER_MODULES = (
 )
 # Loaded when the kernel asks for them: file systems of shares and volumes, the rest of networking, swap.
 MODULES = (
-    "9p",
-    "9pnet_virtio",
-    "virtiofs",
+    "fuse",
     "nfs",
     "nfsv4",
     "cifs",

@@ -15,7 +15,7 @@ Flag = tuple[str, ...]
 # Places on the PCI bus. The control channel is first, which makes it /dev/vport0p1 in the guest; disks keep
 # their order.
 SLOT_CONTROL, SLOT_ROOT, SLOT_DATA, SLOT_NET, SLOT_RNG, SLOT_BALLOON = 1, 2, 3, 4, 5, 6
-SLOT_SHARES = 8  # and on: at most 16 of them
+SLOT_SHARES = 7  # the sixth after the control channel's, which makes /dev/vport6p1
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,8 @@ class Machine:
     cpus: int
     memory: int
     files: Files
-    channels: dict[str, Channel]  # qmp, control, console, ports
+    channels: dict[str, Channel]  # qmp, control, console, ports; files and changes where folders are shared
     guest_port: int  # of the engine API
-    shares: tuple[str, ...] = ()  # folders of the host
     kernel_words: tuple[str, ...] = field(default=())
     resumes: bool = False  # goes on from a saved state
 
@@ -165,7 +164,7 @@ def flags(platform: Platform, machine: Machine) -> list[Flag]:
         *_disks(machine.files),
         *_network(machine),
         *_rest(),
-        *_shares(machine.shares),
+        *_shares(machine.channels),
         *_incoming(machine.resumes),
     ]
 
@@ -229,17 +228,15 @@ def _incoming(resumes: bool) -> list[Flag]:
     return [("waits for a saved state to go on from", "-incoming", "defer")] if resumes else []
 
 
-def share_tag(index: int) -> str:
-    """The name by which the guest mounts a shared folder."""
-    return f"share{index}"
-
-
-def _shares(folders: tuple[str, ...]) -> list[Flag]:
+def _shares(channels: dict[str, Channel]) -> list[Flag]:
+    if "files" not in channels:
+        return []
     return [
-        ("a folder of the host, with the rights of this user and nobody else's",
-         "-fsdev", f"local,id={share_tag(i)},path={_escape(folder)},security_model=none,multidevs=remap",
-         "-device", f"virtio-9p-pci,fsdev={share_tag(i)},mount_tag={share_tag(i)},addr={SLOT_SHARES + i}")
-        for i, folder in enumerate(folders)
+        ("folders of the host: requests to the file server, and what others changed in them",
+         "-chardev", channels["files"].option(), "-chardev", channels["changes"].option(),
+         "-device", f"virtio-serial-pci,id=shares,addr={SLOT_SHARES},max_ports=3",
+         "-device", "virtserialport,bus=shares.0,nr=1,chardev=files,name=wherry.files",
+         "-device", "virtserialport,bus=shares.0,nr=2,chardev=changes,name=wherry.changes"),
     ]  # fmt: skip
 
 

@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Iterable
 
-from host_client.machine.command import share_tag
 from host_client.machine.errors import MachineError
 
 MAXIMUM = 16
@@ -26,13 +25,10 @@ OWN_OF_THE_GUEST = (
     "/usr",
     "/var/lib",
 )
-# 9P2000.L with the largest messages QEMU takes; nothing is cached that another process of the host could
-# change.
-OPTIONS = "trans=virtio,version=9p2000.L,msize=512000,cache=none,access=client"
 
 
 def supported() -> bool:
-    """Whether QEMU can share folders on this system: by 9p, which it has for Linux and macOS."""
+    """Whether this system's folders can be shared: the file server needs descriptors of folders."""
     return sys.platform != "win32"
 
 
@@ -69,6 +65,11 @@ def check(folders: Iterable[str]) -> tuple[str, ...]:
     return tuple(result)
 
 
+def existing(folders: Iterable[str]) -> tuple[str, ...]:
+    """Those of a machine's that are there at this start."""
+    return tuple(folder for folder in folders if os.path.isdir(folder))
+
+
 def for_guest(folders: tuple[str, ...]) -> bytes:
-    """What the guest's init mounts: type, tag, options and path, a line each."""
-    return "".join(f"9p {share_tag(i)} {OPTIONS} {folder}\n" for i, folder in enumerate(folders)).encode()
+    """What the guest's init mounts: name in the file server's list and path, a line each."""
+    return "".join(f"share{i} {folder}\n" for i, folder in enumerate(folders)).encode()

@@ -34,15 +34,17 @@ from host_client.machine import (
     layout,
     qcow2,
     qemu,
+    shares,
     system,
     template,
 )
 from host_client.machine.boot import Boot, ResumeFailed, Start
-from host_client.machine.channels import Channels
+from host_client.machine.channels import NAMES, Channels
 from host_client.machine.command import Files, Flag, Machine, Platform, command_line, flags
 from host_client.machine.console import ConsoleLog
 from host_client.machine.control import ControlServer
 from host_client.machine.errors import MachineError
+from host_client.machine.file_server import process as file_server
 from host_client.machine.forwards import Forwards
 from host_client.machine.guest import Guest, HandedFile
 from host_client.machine.listener import listen
@@ -74,6 +76,8 @@ class Supervisor:
         self._start = Start("")
         self._process: subprocess.Popen[bytes] | None = None
         self._job: object | None = None
+        self._files: file_server.FileServerProcess | None = None
+        self._folders: tuple[str, ...] = ()  # of this host's, shared in this life of the machine
         self._parts: tuple[Guest, Qmp] | None = None  # while the machine is there to be asked
         self._relay: Relay | None = None
         self._serving: list[asyncio.Task[None]] = []
@@ -102,7 +106,8 @@ class Supervisor:
     async def _run_once(self, console: ConsoleLog, tasks: asyncio.TaskGroup) -> bool:
         """One life of the machine; whether it ended because nobody needed it: the next client wakes it."""
         while True:
-            channels = Channels()
+            self._folders = shares.existing(self.config.shares)
+            channels = Channels((*NAMES, *file_server.NAMES) if self._folders else NAMES)
             try:
                 self._start = self._launch(channels)
                 return await self._live(channels, console, tasks)
@@ -115,6 +120,9 @@ class Supervisor:
                 channels.close()
                 if self._start.saved is not None:
                     await self._start.saved.settle()
+                if self._files is not None:
+                    await asyncio.to_thread(self._files.close)
+                    self._files = None
 
     async def _sleep(self) -> None:
         """Until a client or a stop comes."""
@@ -153,7 +161,7 @@ class Supervisor:
                 pass
 
     def _launch(self, channels: Channels) -> Start:
-        """Starts QEMU."""
+        """Starts QEMU and what serves it this host's folders."""
         self.report({"step": "Looking for QEMU"})
         program = qemu.find(self.config.arch)
         picture = image.open_image(self.config.image)
@@ -176,7 +184,6 @@ class Supervisor:
             ),
             channels=channels.for_qemu(),
             guest_port=handover.API_PORT,
-            shares=self._folders(),
         )
         platform = Platform(sys.platform, self.config.arch, chosen, program.version)
         unsaved = "it is not wanted" if not self.config.warm_start else template.unsupported(platform)
@@ -195,16 +202,14 @@ class Supervisor:
         machine = replace(machine, resumes=start.resumed_at is not None)
         verb = "Resuming" if machine.resumes else "Booting"
         self.report({"step": f"{verb} with {chosen.upper()}"})
+        if self._folders:
+            self._files = file_server.FileServerProcess(channels, self._folders)
         self._start_qemu(program.program, flags(platform, machine), channels)
         return start
 
     def _boot_files(self) -> list[HandedFile]:
         name = "wherry" if self.layout.name == layout.DEFAULT_NAME else f"wherry-{self.layout.name}"
-        return handover.boot_files(name, self.layout.tls, self._folders())
-
-    def _folders(self) -> tuple[str, ...]:
-        """The shared folders that are there."""
-        return tuple(folder for folder in self.config.shares if os.path.isdir(folder))
+        return handover.boot_files(name, self.layout.tls, self._folders)
 
     def _start_qemu(self, program: str, options: list[Flag], channels: Channels) -> None:
         command = command_line(program, options)
@@ -228,6 +233,8 @@ class Supervisor:
         background.append(tasks.create_task(guest.follow()))
         background.append(tasks.create_task(Forwards(qmp).follow(await channels.take("ports"))))
         ended = tasks.create_task(self._wait_for_process())
+        if self._files is not None:
+            background.append(tasks.create_task(self._watch_files(self._files)))
         try:
             boot = Boot(qmp, guest, ended, console, self.stopping)
             self.api_port, ready = await boot.run(self._start, self._boot_files, self._last_stage)
@@ -277,6 +284,12 @@ class Supervisor:
     async def _wait_for_process(self) -> int:
         assert self._process is not None
         return await asyncio.to_thread(self._process.wait)
+
+    async def _watch_files(self, files: file_server.FileServerProcess) -> None:
+        """Says so when folders cannot be reached any more, which the guest's programs see as errors."""
+        status = await asyncio.to_thread(files.wait)
+        if self._process is not None and self._process.poll() is None:
+            log.error("the file server ended with status %d: shared folders are gone until a restart", status)
 
     async def _until_the_end(self, ended: asyncio.Task[int], console: ConsoleLog) -> bool:
         """Until a stop is asked for, nobody needs the machine, or QEMU ends by itself: a power-off from

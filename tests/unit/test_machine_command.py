@@ -62,9 +62,10 @@ def test_kernel_command_line(guest: tuple[str, str]) -> None:
 
 def machine(**channels: Channel) -> Machine:
     files = Files("/i/kernel", "/m/initrd", "/i/root.erofs", "/m/a,b.qcow2")
-    return Machine("dev", 4, 2 << 30, files, channels, 2376, ("/Users/me",))
+    return Machine("dev", 4, 2 << 30, files, channels, 2376)
 
 
+ALL = ("qmp", "control", "console", "ports", "files", "changes")
 ON_A_MAC = """\
 -name wherry-dev
 -nodefaults -no-user-config
@@ -88,15 +89,12 @@ ON_A_MAC = """\
 -netdev user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:0-:2376 -device virtio-net-pci,netdev=net,addr=4,romfile=
 -object rng-builtin,id=rng -device virtio-rng-pci,rng=rng,addr=5
 -device virtio-balloon-pci,addr=6,free-page-reporting=on,deflate-on-oom=on
--fsdev local,id=share0,path=/Users/me,security_model=none,multidevs=remap -device virtio-9p-pci,fsdev=share0,mount_tag=share0,addr=8
+-chardev socket,id=files,fd=9 -chardev socket,id=changes,fd=10 -device virtio-serial-pci,id=shares,addr=7,max_ports=3 -device virtserialport,bus=shares.0,nr=1,chardev=files,name=wherry.files -device virtserialport,bus=shares.0,nr=2,chardev=changes,name=wherry.changes
 """
 
 
 def test_the_whole_command_line_on_a_mac() -> None:
-    channels = {
-        name: Channel(name, descriptor=fd)
-        for name, fd in (("qmp", 5), ("control", 6), ("console", 7), ("ports", 8))
-    }
+    channels = {name: Channel(name, descriptor=fd) for name, fd in zip(ALL, range(5, 11), strict=True)}
     options = flags(Platform("darwin", "arm64", "hvf", VERSION), machine(**channels))
     assert "".join(" ".join(option[1:]) + "\n" for option in options) == ON_A_MAC
 
@@ -119,7 +117,7 @@ def test_an_emulated_machine_has_one_processor() -> None:
 
 def test_every_flag_has_a_reason() -> None:
     for system, arch, accelerator in MACHINES:
-        channels = {name: Channel(name, descriptor=9) for name in ("qmp", "control", "console", "ports")}
+        channels = {name: Channel(name, descriptor=9) for name in ALL}
         for reason, *rest in flags(Platform(system, arch, accelerator, VERSION), machine(**channels)):
             assert rest[0].startswith("-"), rest
             assert reason[0] != "-", rest

@@ -65,6 +65,9 @@ def program(tmp_path: Path) -> Qemu:
     return Qemu(str(path), VERSION)
 
 
+SHARING = {name: Channel(name, descriptor=9) for name in ("files", "changes")}
+
+
 def test_the_key_changes_with_what_must_agree(program: Qemu) -> None:
     def key(
         platform: Platform = PLATFORM,
@@ -82,7 +85,7 @@ def test_the_key_changes_with_what_must_agree(program: Qemu) -> None:
         key(replace(PLATFORM, accelerator="kvm")),
         key(vm=replace(machine(), cpus=3, memory=2 << 30)),
         key(vm=replace(machine(), memory=3 << 30)),
-        key(vm=replace(machine(), shares=("/home",))),
+        key(vm=replace(machine(), channels=machine().channels | SHARING)),
         key(picture=other),
         key(archive=b"newer code"),
     }

@@ -146,7 +146,7 @@ def test_every_module_the_table_names_is_there(root: Path) -> None:
         "fs_overlay",
         "rtnl_link_veth",
         "nft_chain_2_nat",
-        "fs_9p",
+        "fs_nfs",
         "nft_expr_masq",
         "crypto_crc32c",
     ):

@@ -603,6 +603,38 @@ def test_folders_of_the_host_are_there_under_their_own_names(running: Home, tmp_
     running.docker.ok("rm", "-f", "reader")
 
 
+def test_folders_of_the_host_are_everybodys_and_tell_of_changes(running: Home, tmp_path: Path) -> None:
+    """The rest is in tests/root/test_shared_folders.py, without a machine."""
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    mount = ("--volume", f"{tmp_path}:/src")
+    script = "mkdir /src/data; echo 1 > /src/data/a; chown 999 /src/data; mv /src/data/a /src/data/b; stat -c %u /src/data/b"
+    assert running.docker.ok("run", "--rm", "-u", "1000", *mount, "busybox", "sh", "-c", script) == "1000"
+    assert running.docker.ok("run", "--rm", *mount, "busybox", "stat", "-c", "%u", "/src/data") == "999"
+    assert (tmp_path / "data").stat().st_uid == os.getuid() == (tmp_path / "data" / "b").stat().st_uid
+    running.docker.ok("load", "--quiet", "--input", container_image("alpine:3").archive())
+    # -: to stdout; modified, written and closed, moved from, to, new and deleted names
+    watcher = ("inotifyd", "-", "/src/deep/er:cwmynd")
+    running.docker.ok("run", "-d", "-u", "1000", "--name", "watcher", *mount, "alpine:3", *watcher)
+    time.sleep(2)  # nothing says when it watches
+    changed = tmp_path / "deep" / "er" / "file"
+    heard: list[str] = []
+
+    def has_heard(*events: str) -> bool:
+        lines = running.docker.ok("logs", "watcher").splitlines()
+        heard[:] = [f"{line.split()[0]} {line.split()[-1]}" for line in lines]
+        return heard[-len(events) :] == list(events)
+
+    changed.write_text("made")
+    eventually(lambda: has_heard("n file", "c file", "w file"), 20, what=f"a new file in {heard}")
+    changed.write_text("changed")
+    eventually(lambda: has_heard("c file", "w file", "c file", "w file"), 20, what=f"a change in {heard}")
+    changed.rename(changed.with_name("moved"))
+    eventually(lambda: has_heard("m file", "y moved"), 20, what=f"a new name in {heard}")
+    changed.with_name("moved").unlink()
+    eventually(lambda: has_heard("d moved"), 20, what=f"the end in {heard}")
+    running.docker.ok("rm", "-f", "watcher")
+
+
 def test_containers_reach_the_host_by_its_name(running: Home) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

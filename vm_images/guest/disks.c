@@ -1,4 +1,4 @@
-/* The root file system, the data disk and shared folders. */
+/* The root file system and the data disk. */
 #include "init.h"
 #include <linux/fs.h>
 #include <linux/mount.h>
@@ -200,33 +200,4 @@ void unmount_data(void) {
         mount(NULL, DATA, NULL, MS_REMOUNT | MS_RDONLY, NULL);
         sys(umount2, DATA, 2 /* MNT_DETACH */);
     }
-}
-
-static void make_folders_to(char *path) {
-    for (char *at = path + 1; *at; at++)
-        if (*at == '/') {
-            *at = 0;
-            sys(mkdirat, AT_FDCWD, path, 0755);
-            *at = '/';
-        }
-    sys(mkdirat, AT_FDCWD, path, 0755);
-}
-
-/* One folder of the host a line: type, tag, options, and the path, which may have spaces in it. */
-void mount_shares(void) {
-    static char text[16384];
-    s64 size = read_file("/run/host/shares", text, sizeof text);
-    if (size < 0)
-        fail("cannot read what the host handed over", "/run/host/shares", size);
-    for (char *cursor = text, *line; (line = next_line(&cursor));) {
-        char *type = next_word(&line), *tag = next_word(&line), *options = next_word(&line);
-        if (!options || *line != '/')
-            continue;
-        make_folders_to(line);
-        s64 result = mount(tag, line, type, MS_NODEV | MS_NOSUID, options);
-        if (result < 0)
-            log_line("cannot mount the shared folder ", line, decimal(result));
-    }
-    /* What is not shared cannot be made up by a container's mount: that would hide the mistake. */
-    mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MNT_FLAGS, NULL);
 }

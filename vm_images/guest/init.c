@@ -185,6 +185,7 @@ static void serve(const int *done) {
 /* Done beside the starting agent: shared folders, which the machine is not ready without, and modules that are needed
  * soon (the kernel lets a request for one of them wait). */
 static void help(void) {
+    start_shares();
     helper = sys(clone, 17 /* SIGCHLD */, 0, 0, 0, 0);
     if (!helper)
         mount_shares();

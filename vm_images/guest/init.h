@@ -23,7 +23,15 @@ void mount_data(void);    /* formatted at its first use, grown when the disk was
 s64 grow_data(void);
 s64 trim_data(void);
 void unmount_data(void);
-void mount_shares(void);  /* folders of the host, under their own names */
+
+/* ports.c */
+int open_port(const char *path); /* a virtio-serial port, waited for */
+
+/* shares.c */
+/* Mounts the file server behind a virtio-serial port; 0 when processes of ours serve it, else a negated errno. */
+s64 serve_shares(const char *mount, const char *files, const char *changes);
+void start_shares(void); /* by init itself */
+void mount_shares(void); /* folders of the host, under their own names */
 
 /* net.c */
 void set_up_network(void);
