@@ -227,6 +227,33 @@ def test_what_others_write_is_read_at_once(share: Share) -> None:
     eventually(lambda: not (share.guest / "new").exists(), 5, what="the old name is gone")
 
 
+def test_a_file_in_the_guests_cache_is_read_again_after_a_change(share: Share) -> None:
+    file = share.host / "file"
+    for text in ("aaaa", "bbbb", "cccc"):
+        file.write_text(text)
+        os.utime(file, (10**9, 10**9))  # as archives are unpacked: size and time say nothing
+        for _ in range(3):
+            assert (share.guest / "file").read_text() == text
+    file.chmod(0o666)
+    (share.guest / "file").write_text("dddd")
+    os.utime(file, (10**9, 10**9))
+    for _ in range(3):
+        assert (share.guest / "file").read_text() == "dddd" == file.read_text()
+
+
+def test_a_folder_in_anothers_place_is_the_new_one(share: Share) -> None:
+    for text in ("first", "second", "third"):
+        (share.host / "build").mkdir()
+        (share.host / "build" / "file").write_text(text)
+        file = share.guest / "build" / "file"
+        eventually(lambda file=file, text=text: file.exists() and file.read_text() == text, 5)  # type: ignore[misc]
+        if text == "first":
+            (share.host / "build").rename(share.host / "old")
+        else:
+            subprocess.run(["rm", "-r", share.host / "build"], check=True)
+    assert (share.guest / "old" / "file").read_text() == "first"
+
+
 def test_a_watcher_hears_what_others_do(share: Share, watch: Callable[..., Events]) -> None:
     (share.host / "src" / "deep").mkdir(parents=True)
     (share.host / "src" / "deep" / "old").write_text("x")

@@ -30,7 +30,7 @@ class Asker:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.server = Server([str(folder)], 64)
-        self.changes = Changes(self.server, lambda node: None, lambda node: None)
+        self.changes = Changes(self.server, lambda node: True, lambda node: None)
         self.server.listener = self.changes
         self.changes.done(0, PROGRAM)
 
@@ -266,6 +266,11 @@ def test_a_rename_is_one_change_with_both_names(asker: Asker) -> None:
     asker.changes.saw([Seen(changes.RENAME, share(asker), b"old", False, sub, b"new")])
     assert asker.server.nodes.path(old) == b"sub/new"
     assert orders(asker) == [(changes.RENAME, [b"", b"old", b"sub", b"new"])]
+
+
+def test_after_lost_changes_everything_is_looked_up_again(asker: Asker) -> None:
+    asker.changes.lost(share(asker))
+    assert [kind for kind, _ in orders(asker)] == [changes.FORGET]
 
 
 # The protocol.

@@ -14,7 +14,7 @@
 #define LIST HOST "/shares"
 enum { BUFFER = (1 << 20) + 65536, SIGNAL_SET = 8, KILL = 9 };
 enum { UTIME_NOW = (1 << 30) - 1, UTIME_OMIT = (1 << 30) - 2 }; /* include/linux/stat.h of the kernel */
-enum { CREATE = 1, MODIFY, ATTRIBUTES, DELETE, RENAME };
+enum { CREATE = 1, MODIFY, ATTRIBUTES, DELETE, RENAME, FORGET };
 
 /* host_client/machine/file_server/changes.py */
 struct order {
@@ -125,6 +125,10 @@ static s64 do_again(const struct order *order, const char *name, s64 folder, con
 }
 
 static s64 carry_out(const char *mount, const struct order *order) {
+    if (order->kind == FORGET) {
+        write_file("/proc/sys/vm/drop_caches", "2"); /* names and inodes */
+        return 0;
+    }
     const char *path = order->strings, *name = path + length(path) + 1;
     const char *new_path = name + length(name) + 1, *new_name = order->kind == RENAME ? new_path + length(new_path) + 1 : name;
     char share[512];

@@ -36,6 +36,7 @@ ORDER = struct.Struct("<IIIII")
 DONE = struct.Struct("<Ii")
 
 CREATE, MODIFY, ATTRIBUTES, DELETE, RENAME = 1, 2, 3, 4, 5
+FORGET = 6  # what the guest's kernel remembers of files nobody uses
 
 
 @dataclass(slots=True)
@@ -66,9 +67,9 @@ class Changes:
     """Hears what the guest does and what the watch sees, and has the difference done again in the guest."""
 
     def __init__(
-        self, server: Server, watch: Callable[[Node], None], unwatch: Callable[[Node], None]
+        self, server: Server, watch: Callable[[Node], bool], unwatch: Callable[[Node], None]
     ) -> None:
-        """`watch` begins to watch a folder of this host, `unwatch` ends it."""
+        """`watch` begins to watch a folder of this host, if it can, `unwatch` ends it."""
         self._server = server
         self._watch = watch
         self._unwatch = unwatch
@@ -83,8 +84,7 @@ class Changes:
 
     def directory(self, node: Node) -> None:
         if not node.watched:
-            node.watched = True
-            self._watch(node)
+            node.watched = self._watch(node)
 
     def forgotten(self, node: Node) -> None:
         node.watched = False
@@ -119,6 +119,10 @@ class Changes:
             if change is not None and len(self._waiting) < WAITING:
                 self._waiting.append(change)
                 self._queued[change.folder.id, change.name] = change
+
+    def lost(self, folder: Node) -> None:
+        """Some changes were not seen: the guest's kernel is to look everything up again."""
+        self._waiting.append(Change(FORGET, folder, b"", 0))
 
     def _change(self, event: Seen) -> Change | None:
         """What is to be done again. None: the guest did it."""

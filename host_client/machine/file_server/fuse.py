@@ -113,6 +113,7 @@ STATFS_OUT = Struct("<QQQQQIIII24x")  # blocks, free, available, files, files fr
 DIRENT = Struct("<QQII")  # inode, offset of the next, length of the name, type
 COPY_IN = Struct("<QQQQQQQ")  # from: handle, offset; to: node, handle, offset; length, flags
 RENAME_NOREPLACE = 1
+KEEP_CACHE = 1 << 1  # in OPEN_OUT: what the guest's kernel has of the file is right
 
 # Flags of open(2) in the guest and here.
 _OPEN_FLAGS = ((0x400, os.O_APPEND), (0x200, os.O_TRUNC), (0x80, os.O_EXCL))

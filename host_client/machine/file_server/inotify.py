@@ -45,20 +45,26 @@ class Watch:
         self._watched: dict[int, Node] = {}
         self._watches: dict[int, int] = {}
         self._full = False
+        self.overflowed = False  # since it was set to False last
 
-    def add(self, node: Node) -> None:
-        """Watches a folder, unless the limit of this user's watches is reached, which is logged once."""
+    def add(self, node: Node) -> bool:
+        """Watches a folder, unless the limit of this user's watches is reached, which is logged once.
+
+        Whether it is watched.
+        """
         try:
             folder = self._nodes.directory(node)
         except (OSError, Stale):
-            return  # gone again
+            return False  # gone again
         watch: int = self._add(self.fd, b"/proc/self/fd/%d" % folder, _MASK)
         if watch >= 0:
             self._watched[watch] = node
             self._watches[node.id] = watch
-        elif ctypes.get_errno() == errno.ENOSPC and not self._full:
+            return True
+        if ctypes.get_errno() == errno.ENOSPC and not self._full:
             self._full = True
             log.warning("no more folders can be watched for changes: raise fs.inotify.max_user_watches")
+        return False
 
     def remove(self, node: Node) -> None:
         watch = self._watches.pop(node.id, None)
@@ -79,6 +85,7 @@ class Watch:
             position += _EVENT.size + length
             name = data[position - length : position].rstrip(b"\0")
             if mask & IN_Q_OVERFLOW:
+                self.overflowed = True
                 log.warning("this host made changes faster than they could be read: some are not told")
             if mask & IN_IGNORED:
                 node = self._watched.pop(watch, None)

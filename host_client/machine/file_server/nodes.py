@@ -26,7 +26,7 @@ class Stale(Exception):
 class Node:
     """One file or folder."""
 
-    __slots__ = ("files", "id", "key", "lookups", "mode", "name", "parent", "shown", "watched")
+    __slots__ = ("cached", "files", "id", "key", "lookups", "mode", "name", "parent", "shown", "watched")
 
     def __init__(self, number: int, parent: Node | None, name: bytes, st: os.stat_result) -> None:
         self.id = number
@@ -37,7 +37,8 @@ class Node:
         self.lookups = 0
         self.files: list[int] = []  # descriptors of ours by which it is open
         self.shown: tuple[int, ...] = ()  # `extent` of the content the guest's kernel was told of last
-        self.watched = False
+        self.cached: tuple[int, ...] = ()  # `signature` of the file whose content the guest's kernel has
+        self.watched = False  # changes of a folder by others are told to the guest
 
     @property
     def is_directory(self) -> bool:

@@ -75,9 +75,8 @@ class FileServer:
         self._changes = Changes(self._server, self._add, self._remove)
         self._server.listener = self._changes
 
-    def _add(self, node: Node) -> None:
-        if self._watch is not None:
-            self._watch.add(node)
+    def _add(self, node: Node) -> bool:
+        return self._watch is not None and self._watch.add(node)
 
     def _remove(self, node: Node) -> None:
         if self._watch is not None:
@@ -107,6 +106,9 @@ class FileServer:
                 if watch is not None and due and time.monotonic() >= due:
                     due = 0.0
                     self._changes.saw(watch.read())
+                    if watch.overflowed:
+                        watch.overflowed = False
+                        self._changes.lost(self._server.nodes.shares[0])
                     selector.register(watch.fd, selectors.EVENT_READ)
                 self._order()
 

@@ -14,13 +14,17 @@ from typing import Protocol
 
 from host_client.machine.file_server import fuse
 from host_client.machine.file_server.fuse import Opcode, Set
-from host_client.machine.file_server.nodes import Node, Nodes, Stale, extent
+from host_client.machine.file_server.nodes import Node, Nodes, Stale, extent, signature
 from host_client.machine.file_server.owners import Owners
 
 log = logging.getLogger("shares")
 
-ENTRY_SECONDS = 1  # for which the guest takes a name to be what it was
+# For how long the guest's kernel takes a name to be what it was: in a folder whose changes it is told of, and
+# in others. Whoever opens a file or looks at it is told anyway when the name is another's.
+WATCHED_SECONDS, ENTRY_SECONDS = 60, 1
 ATTRIBUTE_SECONDS = 1
+# A file that was changed more recently than this may change again without a new time.
+CLOCK_NS = 2 * 10**9
 USER_SECONDS = 60.0  # for which somebody who opened a file is one of a share's users
 READ_BUFFER = fuse.MAX_WRITE
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
@@ -152,7 +156,8 @@ class Server:
             self.listener.directory(node)
         node.shown = extent(st)
         seconds, attributes = self._attributes(request, node, name, self.nodes.directory(parent), st)
-        return fuse.ENTRY_OUT.pack(node.id, 0, ENTRY_SECONDS, seconds, 0, 0) + attributes
+        holds = WATCHED_SECONDS if parent.watched else ENTRY_SECONDS
+        return fuse.ENTRY_OUT.pack(node.id, 0, holds, seconds, 0, 0) + attributes
 
     def lost_entry(self, request: Request, parent: Node, name: bytes, mode: int) -> bytes:
         """A file that was in a folder and is no more: the node the kernel knew, or one that means nothing."""
@@ -225,7 +230,13 @@ class Server:
                     return (self._share(request, share),)
             raise FileNotFoundError(errno.ENOENT, "no such share")
         parent = self.folder(request.node)
-        st = os.stat(name, dir_fd=self.nodes.directory(parent), follow_symlinks=False)
+        folder = self.nodes.directory(parent)
+        try:
+            st = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            if not os.fstat(folder).st_nlink:
+                raise Stale  # the folder itself was removed, and another may have its name
+            raise
         return (self.entry(request, parent, name, st),)
 
     def _share(self, request: Request, share: Node) -> bytes:
@@ -460,7 +471,9 @@ class Server:
         self._opened(node, fd)
         if flags & 0x200:
             self._wrote(node, st)
-        return (fuse.OPEN_OUT.pack(fd, 0, 0),)
+        kept = fuse.KEEP_CACHE if node.cached == signature(st) else 0
+        node.cached = signature(st) if time.time_ns() - st.st_mtime_ns > CLOCK_NS else ()
+        return (fuse.OPEN_OUT.pack(fd, kept, 0),)
 
     def _opened(self, node: Node, fd: int) -> None:
         if _NONBLOCK:
