@@ -24,8 +24,8 @@ RESUME_SECONDS_ACCELERATED = 20.0
 T = TypeVar("T")
 
 
-class ResumeFailed(Exception):
-    """A saved state was of no use; without it the machine may start."""
+class StateFailed(Exception):
+    """A machine could not go on from its saved state, or after saving it; without one it may start."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Boot:
         self._ended = ended
         self._console = console
         self._stopping = stopping
+        self._saving = False
 
     async def run(
         self, start: Start, files: Callable[[], Sequence[HandedFile]], last_stage: Callable[[], str]
@@ -62,7 +63,7 @@ class Boot:
         """The host's port of the engine, and the guest's milliseconds when it was ready.
 
         `files` are handed over. Raises MachineError with a cause and what the console said last, and
-        ResumeFailed where the machine was to go on from a saved state.
+        StateFailed where the machine was to go on from a saved state or was just being saved.
         """
         bound = asyncio.timeout(start.limit)
         try:
@@ -72,8 +73,8 @@ class Boot:
             message = error.message if isinstance(error, MachineError) else f"its init failed: {error!r}"
             if bound.expired():
                 message = f"the machine did not start within {start.limit:.0f} s"
-            if start.resumed_at is not None and not self._stopping.is_set():
-                raise ResumeFailed(message)
+            if (start.resumed_at is not None or self._saving) and not self._stopping.is_set():
+                raise StateFailed(message)
             raise MachineError(*self._explain(message, last_stage()))
 
     async def _start(self, start: Start, files: Callable[[], Sequence[HandedFile]]) -> tuple[int, int]:
@@ -84,7 +85,9 @@ class Boot:
         else:
             milliseconds = await self._until(self._guest.waiting)
             if start.saved is not None:
+                self._saving = True
                 await self._done(start.saved.save(self._qmp, milliseconds))
+                self._saving = False
         await self._done(self._guest.hand_over(files()))
         return port, await self._until(self._guest.ready)
 

@@ -62,15 +62,15 @@ class Qmp:
             raise MachineError(f"QEMU does not forward a port to the guest's port {guest_port}")
         return int(match[1])
 
-    async def migrate(self, target: State) -> int:
-        """Writes the state of the stopped machine; the bytes written. Raises MachineError."""
+    async def migrate(self, target: State) -> None:
+        """Writes the state of the stopped machine, which may then go on. Raises MachineError."""
         await self._prepare_migration()
         uri = await self._migration_uri(target)
         with self._client.listener("MIGRATION") as events:
             await self.execute("migrate", uri=uri)
             await self._migrated(events)
-        written = await self.execute("query-migrate")
-        return int(written["ram"]["transferred"])
+        while (await self.execute("query-status"))["status"] == "finish-migrate":
+            pass  # no event tells when that is over: each question waits for QEMU's main loop, which does it
 
     async def migrate_incoming(self, source: State) -> None:
         """Gives a machine that was started to wait for it the state it goes on from.
@@ -86,9 +86,8 @@ class Qmp:
     async def _prepare_migration(self) -> None:
         wanted = [{"capability": "events", "state": True}]
         await self.execute("migrate-set-capabilities", capabilities=wanted)
-        await self.execute(
-            "migrate-set-parameters", **{"max-bandwidth": 1 << 40}
-        )  # the default is for networks
+        # The default is for networks.
+        await self.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
 
     async def _migration_uri(self, state: State) -> str:
         if state.descriptor is None:

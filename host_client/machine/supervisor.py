@@ -38,7 +38,7 @@ from host_client.machine import (
     system,
     template,
 )
-from host_client.machine.boot import Boot, ResumeFailed, Start
+from host_client.machine.boot import Boot, Start, StateFailed
 from host_client.machine.channels import NAMES, Channels
 from host_client.machine.command import Files, Flag, Machine, Platform, command_line, flags
 from host_client.machine.console import ConsoleLog
@@ -111,8 +111,8 @@ class Supervisor:
             try:
                 self._start = self._launch(channels)
                 return await self._live(channels, console, tasks)
-            except ResumeFailed as error:
-                log.warning("the machine did not start from its saved state, which is removed: %s", error)
+            except StateFailed as error:
+                log.warning("the machine did not start with its saved state, which is removed: %s", error)
                 if self._start.saved is not None:
                     self._start.saved.failed()
             finally:

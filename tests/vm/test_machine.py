@@ -350,7 +350,7 @@ def test_a_saved_state_of_no_use_is_replaced(running: Home) -> None:
     saved.write_bytes(b"damaged" * (size // 7) + bytes(size % 7))
     machine.start()
     assert not running.state()["resumed"]
-    assert "did not start from its saved state, which is removed" in Path(machine.layout.log).read_text()
+    assert "did not start with its saved state, which is removed" in Path(machine.layout.log).read_text()
     assert running.docker.ok("run", "--rm", "busybox", "echo", "well") == "well"
     machine.stop()
     assert saved.read_bytes()[:7] != b"damaged"
