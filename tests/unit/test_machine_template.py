@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import random
 import stat
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from guest_agent import held
-from host_client.machine import handover, keys, template
+from host_client.machine import handover, keys, machines, template
 from host_client.machine.command import Channel, Files, Machine, Platform, command_line, flags
 from host_client.machine.image import PARTS, Image
 from host_client.machine.layout import Layout
@@ -190,3 +191,26 @@ def test_a_resumed_process_goes_on_with_other_random_numbers() -> None:
     expected = random.getstate()
     held.become_unique()
     assert random.getstate() != expected
+
+
+def test_a_machine_that_is_changed_or_reset_has_no_state(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("DATA_HOME", "RUNTIME_DIR"):
+        monkeypatch.setenv(f"XDG_{name}", str(tmp_path))
+    vm = machines.Machine("dev")
+    vm.init(Image("/i", {"arch": "amd64"}), cpus=1, memory=1 << 30, disk=4 << 30, folders=[])
+    state = Path(vm.layout.template)
+
+    def kept(change: Callable[[], object]) -> bool:
+        keep(template.Template(vm.layout, VERSION, "one"))
+        change()
+        return state.exists()
+
+    assert kept(lambda: vm.set(disk=5 << 30)), "it has seen no disk"
+    assert kept(lambda: vm.set(idle_stop=5))
+    assert not kept(lambda: vm.set(memory=2 << 30))
+    assert not kept(lambda: vm.set(folders=[str(tmp_path)]))
+    assert not kept(lambda: vm.set(warm_start=False))
+    assert not kept(vm.reset)
+    assert os.listdir(vm.layout.folder).count("template.json") == 0

@@ -364,7 +364,7 @@ def test_a_terminated_supervisor_stops_the_machine_properly(running: Home) -> No
 
 def test_a_failed_boot_says_why(home: Home) -> None:
     machine = Machine("broken")
-    machine.init(images.installed("amd64")[0], cpus=1, memory=MEMORY)
+    machine.init(images.installed("amd64")[0], cpus=1, memory=MEMORY, warm_start=False)
     subprocess.run(
         ["qemu-io", "-c", "write -P 170 0 64k", machine.layout.disk], check=True, capture_output=True
     )
@@ -375,9 +375,9 @@ def test_a_failed_boot_says_why(home: Home) -> None:
     assert "EXT4-fs" in caught.value.message
     assert not machine.running()
     machine.reset()
-    assert not os.path.exists(machine.layout.template)
-    machine.start()
+    assert not machine.start()["resumed"]
     machine.stop()
+    assert not os.path.exists(machine.layout.template)
     meta = contexts.read(config.directory(), "wherry-broken")
     assert meta["Endpoints"]["docker"]["Host"] == f"unix://{machine.layout.api_socket}"
     machine.remove()
@@ -388,12 +388,12 @@ def test_a_failed_boot_says_why(home: Home) -> None:
 
 def test_an_arm_machine_runs_hello_world(home: Home, arm_image: Path) -> None:
     machine = Machine("arm")
-    machine.init(images.install(str(arm_image)), cpus=1, memory=MEMORY, warm_start=False)
+    machine.init(images.install(str(arm_image)), cpus=1, memory=MEMORY)
     docker = Cli([docker_binary()], f"unix://{machine.layout.api_socket}", home.docker.config)
-    machine.start()
-    assert "aarch64" in docker.ok("run", "--rm", "hello-world", timeout=200)
-    machine.stop()
-    assert not os.path.exists(machine.layout.template)
+    for resumed in (False, True):
+        assert machine.start()["resumed"] == resumed
+        assert "aarch64" in docker.ok("run", "--rm", "hello-world", timeout=200)
+        machine.stop()
     machine.remove()
 
 
