@@ -24,6 +24,7 @@ from guest_agent.images.decompress import Decompressed
 from guest_agent.images.extract import Extractor, clean
 from guest_agent.images.tar import TarReader, TarWriter
 from guest_agent.images.tree import TreeWriter
+from guest_agent.kernel import userns
 from guest_agent.kernel.paths import O_PATH, RootFd
 from guest_agent.runtime import users
 from guest_agent.runtime.stage import StageError
@@ -208,7 +209,8 @@ async def _look_once(
                 scratch,
                 lambda root: function(root, ids),
                 read_only,
-                ids.root if ids is not None else None,
+                # What nobody in a mapped mount is could not make anything there.
+                ids.root if ids is not None and not userns.inside() else None,
             )
             return await in_thread(work, "archive")
         finally:

@@ -10,7 +10,7 @@ import os
 import tempfile
 
 from guest_agent.errors import InternalError, InvalidParameter
-from guest_agent.kernel.copies import copy_tree
+from guest_agent.kernel.copies import Owners, copy_tree
 from guest_agent.kernel.paths import RootFd
 from guest_agent.runtime.layers import open_layers
 from guest_agent.runtime.types import Overlay
@@ -24,9 +24,10 @@ def layers_root(overlay: Overlay) -> RootFd:
         return RootFd(open_layers(overlay.lower, "", "", staging))
 
 
-def copy_up(overlay: Overlay, destination: str, volume: str) -> None:
+def copy_up(overlay: Overlay, destination: str, volume: str, owners: Owners | None = None) -> None:
     """Copies the directory `destination` of the image into the directory `volume`, unless that has entries.
 
+    `owners` is called with users and groups of the image, for those that the copies are to have.
     Raises InvalidParameter when the image has a file there, InternalError when the copy fails.
     """
     with os.scandir(volume) as entries:
@@ -41,7 +42,7 @@ def copy_up(overlay: Overlay, destination: str, volume: str) -> None:
             raise InvalidParameter(f"cannot mount volume over existing file, file exists {destination}")
         target = os.open(volume, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            copy_tree(source, target)
+            copy_tree(source, target, owners)
         except OSError as error:
             raise InternalError(
                 f"failed to populate volume: error copying {destination} to {volume}: "

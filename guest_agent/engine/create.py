@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from guest_agent.errors import InternalError, InvalidParameter, NotFound
@@ -80,6 +81,7 @@ async def create(
     _check_platform(config.image, image, wanted_platform, warnings)
     complete(engine, host)
     user_namespaces.check(host, engine.remap)
+    config.user = config.user or user_namespaces.default_user(host.userns_mode)
     merge_image_config(config, image.config.get("config") or {})
     validate.check_config(config)  # what the image says may be as wrong
     config.working_dir = clean_path(config.working_dir) if config.working_dir else ""
@@ -373,13 +375,19 @@ async def _make_files(engine: Engine, container: Container, image: Image) -> Non
     os.makedirs(directory, mode=0o710)
     size = storage_size(record.host_config)
     overlay = container.overlay = await engine.images.prepare(record.id, image, size)
+    kept = host_owners(record.host_config)
     for point in record.mounts:
         if point.type == "volume" and point.copy_data:
             mounted = await engine.volumes.mount(point.name, record.id)
             try:
-                await asyncio.to_thread(copy_up, overlay, point.destination, mounted)
+                await asyncio.to_thread(copy_up, overlay, point.destination, mounted, kept)
             finally:
                 await engine.volumes.unmount(point.name, record.id)
+
+
+def host_owners(host: HostConfig) -> Callable[[int, int], tuple[int, int]] | None:
+    """What the image's owners are to be in volumes, where those cannot be mapped for the container."""
+    return user_namespaces.kept(host.userns_mode).outside if host.userns_mode.startswith("keep-id") else None
 
 
 def storage_size(host: HostConfig) -> int | None:

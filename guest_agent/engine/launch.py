@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from guest_agent.errors import Conflict, EngineError, InternalError, InvalidParameter, NotFound
 from guest_agent.images import platforms
+from guest_agent.kernel import userns
 from guest_agent.network.types import Link as NetworkLink
 from guest_agent.network.types import PortBinding, SandboxRequest
 from guest_agent.runtime import layers, seccomp
@@ -94,9 +95,10 @@ async def prepare(engine: Engine, container: Container) -> Launch:
     for point in record.mounts:
         if point.type != "tmpfs":
             around.binds.append(await _bind(engine, container, point, around))
-    rootfs = await _root(engine, container)
+    rootfs, mapped = await _root(engine, container, around.ids)
     path = log_path(engine, container)
     spec = oci_config(record, security, around)
+    spec["root"]["mapped"] = mapped
     filter = _seccomp(engine, container, security)
     if filter is not None:
         spec["linux"]["seccomp"] = filter
@@ -117,15 +119,19 @@ async def prepare(engine: Engine, container: Container) -> Launch:
     )
 
 
-async def _root(engine: Engine, container: Container) -> Overlay | str:
+async def _root(engine: Engine, container: Container, ids: Mapping | None) -> tuple[Overlay | str, bool]:
+    """What shows the container's root, and whether with its own ids: where mounts cannot be mapped."""
     overlay = root_of(engine, container)
-    if layers.driver() == layers.OVERLAY and not layers.is_whole(overlay):
-        return overlay  # the launch child's work
+    way = layers.way_of(overlay)
+    shown = (ids.uids, ids.gids) if ids is not None and (userns.inside() or way == layers.FUSE) else None
+    if shown is None and way == layers.OVERLAY:
+        return overlay, False  # the launch child's work
     point = os.path.join(mounts_directory(engine, container.id), "root")
     try:
-        return await asyncio.to_thread(layers.container_root, overlay, point)
+        root = await asyncio.to_thread(layers.container_root, overlay, point, shown)
     except OSError as error:
         raise InternalError(f"error creating overlay mount to {point}: {error.strerror or error}")
+    return root, shown is not None
 
 
 def _check_architecture(image: dict[str, str]) -> None:
@@ -174,6 +180,8 @@ def _ids(
         return user_namespaces.shared_with(donors)
     if mode == "remap":
         return engine.remap
+    if mode.startswith("keep-id"):
+        return user_namespaces.kept(mode)
     others = [
         (other.id, other.pid)
         for other in engine.containers
@@ -365,6 +373,8 @@ async def _bind(engine: Engine, container: Container, point: MountPoint, around:
 
 def _owners(engine: Engine, container: Container, point: MountPoint) -> str:
     """How a container with a user namespace of its own sees owners: the host's files it sees as they are."""
+    if userns.inside():
+        return ""  # only the host's root can map mounts of the host's file systems
     if engine.unlisted.has(container.id):
         return "idmap-if-possible"  # a build's own; several layers are overlay, which cannot be mapped
     if point.type == "volume" and not engine.volumes.get(point.name).has_device:

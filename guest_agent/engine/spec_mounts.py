@@ -76,7 +76,8 @@ def all_mounts(
     mounts += user
     for destination, source in network_files.items():
         if destination not in mine:
-            options = ["rbind", "rprivate", "idmap"] + (["ro"] if host.readonly_rootfs else [])
+            options = ["rbind", "rprivate"] + (["ro"] if host.readonly_rootfs else [])
+            options += [] if userns.inside() else ["idmap"]
             mounts.append(
                 {
                     "destination": destination,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from guest_agent.errors import Conflict, InvalidParameter, NotSupported
 from guest_agent.kernel import userns
+from guest_agent.runtime import layers
 
 from .container_config import HostConfig
 
@@ -80,11 +81,11 @@ def _outside(ids: Map, id: int) -> int:
 
 
 def mode_of(host: HostConfig, remap: Mapping | None) -> str:
-    """The mode a container gets: "host" (no namespace of its own), "remap" or "auto[:size=N]"."""
+    """The mode a container gets: "host" (no namespace of its own), "remap", "auto…" or "keep-id…"."""
     return host.userns_mode or ("remap" if remap is not None else "host")
 
 
-_OPTIONS = {"auto": {"size"}}
+_OPTIONS = {"auto": {"size"}, "keep-id": {"uid", "gid"}}
 _MOST_IDS = 1 << 31
 
 
@@ -101,7 +102,7 @@ def options_of(mode: str) -> dict[str, int]:
 
 
 def check_mode(mode: str) -> None:
-    """Raises InvalidParameter for a `UsernsMode` that is none: host, or podman's auto[:size=N]."""
+    """Raises InvalidParameter for a `UsernsMode` that is none: host, or podman's auto and keep-id."""
     if mode not in ("", "host") and mode.partition(":")[0] not in _OPTIONS:
         raise InvalidParameter(f"invalid user namespace mode: {mode}")
     if not 1 <= options_of(mode).get("size", 1) <= _MOST_IDS:
@@ -118,6 +119,18 @@ def check(host: HostConfig, remap: Mapping | None) -> None:
             "--userns=auto is for an engine of root's: without root layers cannot be shown with other owners",
             hint="All containers of this engine are in a user namespace already: leave the option out.",
         )
+    if mode.startswith("keep-id"):
+        if not userns.inside():
+            raise NotSupported(
+                "--userns=keep-id is for an engine without root: it keeps the id of the user who runs that",
+                hint="Use --userns=auto, or run the engine as that user.",
+            )
+        kept(mode)
+        if reason := layers.fuse_objection():
+            raise NotSupported(
+                f"--userns=keep-id needs fuse-overlayfs, to show layers with other owners: {reason}",
+                hint="Install the package fuse-overlayfs, and open /dev/fuse to users.",
+            )
     if host.privileged:
         raise InvalidParameter(
             "privileged mode is incompatible with user namespaces.  You must run the container in the host "
@@ -133,6 +146,36 @@ def check(host: HostConfig, remap: Mapping | None) -> None:
         raise InvalidParameter(
             "cannot share the host PID namespace when user namespaces are enabled", hint="Add --userns=host."
         )
+
+
+def kept(mode: str) -> Mapping:
+    """keep-id: who runs the engine, 0 in its namespace, has the same id inside as outside, or one asked for.
+
+    All other ids follow in order, root the first. Raises InvalidParameter when there are not that many.
+    """
+    options = options_of(mode)
+    maps: list[Map] = []
+    for key, path in (("uid", "/proc/self/uid_map"), ("gid", "/proc/self/gid_map")):
+        lines = userns.ids(path)
+        count = sum(size for _, _, size in lines)
+        same = options.get(key, lines[0][1])
+        if same >= count:
+            raise InvalidParameter(
+                f"--userns={mode}: {key} {same} is beyond the {count} ids that this engine may use",
+                hint="Give the user more subordinate ids, or name a smaller one: keep-id:uid=1000,gid=1000.",
+            )
+        parts = ((0, 1, same), (same, 0, 1), (same + 1, same + 1, count - same - 1))
+        maps.append(tuple(part for part in parts if part[2] > 0))
+    return Mapping(maps[0], maps[1])
+
+
+def default_user(mode: str) -> str:
+    """Whom a container runs as whose user nobody named: with keep-id who is kept; "" for the image's."""
+    if not mode.startswith("keep-id"):
+        return ""
+    ids = kept(mode)
+    uid, gid = ids.inside(0, 0)
+    return f"{uid}:{gid}"
 
 
 def shared_with(donors: list[Container]) -> Mapping:

@@ -285,8 +285,9 @@ class Extractor:
             return self._root.mkdirs(path)  # through a dangling link, inside the tree; else raises
         if made:
             os.fchmod(fd, 0o755)
-            if self._owner:
-                os.fchown(fd, *(self._owners(*self._owner) if self._owners else self._owner))
+            if self._owner or self._owners:
+                owner = self._owner or (0, 0)
+                os.fchown(fd, *(self._owners(*owner) if self._owners else owner))
         return fd
 
     def _make_dir(self, parent: int, path: str, name: str, implied: bool = False) -> bool:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 
 from .overlay import ATTRIBUTES
 from .paths import O_PATH, open_in_root
@@ -22,12 +23,16 @@ _INSIDE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 _FICLONE = 0x40049409  # _IOW(0x94, 9, int), the same on all architectures we run on
 
 
-def copy_tree(source: int, target: int) -> None:
+Owners = Callable[[int, int], tuple[int, int]]
+
+
+def copy_tree(source: int, target: int, owners: Owners | None = None) -> None:
     """Copies the content of the directory `source` into the directory `target`, and then its attributes.
 
-    Sockets are left out. Raises OSError, also when something is in the way in `target`.
+    `owners` is called with each user and group, for those that the copy is to have. Sockets are left out.
+    Raises OSError, also when something is in the way in `target`.
     """
-    copier = Copier(source, target)
+    copier = Copier(source, target, owners)
     try:
         copier.copy()
     finally:
@@ -47,7 +52,8 @@ class _Level:
 class Copier:
     """Copies one tree. Owns its two descriptors, which go down and up again through both trees together."""
 
-    def __init__(self, source: int, target: int) -> None:
+    def __init__(self, source: int, target: int, owners: Owners | None = None) -> None:
+        self._owners = owners
         self.source = os.dup(source)
         self.target = os.dup(target)
         self._top = target
@@ -72,7 +78,7 @@ class Copier:
                 way.append(_Level(self.source, self.target, f"{level.path}{name}/"))
                 self._content(way[-1])
                 continue
-            _attributes(self.source, self.target)
+            self._attributes(self.source, self.target)
             way.pop()
             if not way:
                 return
@@ -123,7 +129,7 @@ class Copier:
             self._file(name)
         elif kind == stat.S_IFLNK:
             os.symlink(os.readlink(name, dir_fd=self.source), name, dir_fd=self.target)
-            os.chown(name, info.st_uid, info.st_gid, dir_fd=self.target, follow_symlinks=False)
+            os.chown(name, *self._owner(info), dir_fd=self.target, follow_symlinks=False)
             times = (info.st_atime_ns, info.st_mtime_ns)
             os.utime(name, ns=times, dir_fd=self.target, follow_symlinks=False)
         elif kind != stat.S_IFSOCK:  # a socket without its process is of no use
@@ -137,7 +143,7 @@ class Copier:
             if (stat.S_IFMT(made.st_mode), made.st_rdev) != (stat.S_IFMT(info.st_mode), info.st_rdev):
                 raise OSError(errno.ESTALE, "replaced by somebody else meanwhile")
             path = f"/proc/self/fd/{fd}"
-            os.chown(path, info.st_uid, info.st_gid)
+            os.chown(path, *self._owner(info))
             os.chmod(path, stat.S_IMODE(info.st_mode))
             os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
         finally:
@@ -151,11 +157,29 @@ class Copier:
             try:
                 if not (self._shares and self._shared(original, copy)):
                     _data(original, copy)
-                _attributes(original, copy)
+                self._attributes(original, copy)
             finally:
                 os.close(copy)
         finally:
             os.close(original)
+
+    def _owner(self, info: os.stat_result) -> tuple[int, int]:
+        owner = (info.st_uid, info.st_gid)
+        return self._owners(*owner) if self._owners is not None else owner
+
+    def _attributes(self, source: int, target: int) -> None:
+        """Owner, extended attributes, mode and times, in the order in which one does not undo another."""
+        info = os.fstat(source)
+        os.fchown(target, *self._owner(info))
+        for name in os.listxattr(source):
+            if name.startswith(ATTRIBUTES):
+                continue
+            try:
+                os.setxattr(target, name, os.getxattr(source, name))
+            except OSError:
+                pass  # the volume's file system need not have them (dockerd ignores that, too)
+        os.fchmod(target, stat.S_IMODE(info.st_mode))
+        os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
 
     def _shared(self, original: int, copy: int) -> bool:
         try:
@@ -187,18 +211,3 @@ def _data(original: int, copy: int) -> None:
             if count == 0:
                 return
             done += count
-
-
-def _attributes(source: int, target: int) -> None:
-    """Owner, extended attributes, mode and times, in the order in which one does not undo another."""
-    info = os.fstat(source)
-    os.fchown(target, info.st_uid, info.st_gid)
-    for name in os.listxattr(source):
-        if name.startswith(ATTRIBUTES):
-            continue
-        try:
-            os.setxattr(target, name, os.getxattr(source, name))
-        except OSError:
-            pass  # the volume's file system need not have them (dockerd ignores that, too)
-    os.fchmod(target, stat.S_IMODE(info.st_mode))
-    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))

@@ -77,6 +77,7 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
 PR_SET_PDEATHSIG = 1
+PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_CAPBSET_READ = 23
@@ -427,11 +428,14 @@ def set_fs_ids(uid: int, gid: int) -> None:
     What it makes then belongs to them.
     """
     effective, permitted, inheritable = capget()
+    dumpable = prctl(PR_GET_DUMPABLE)
     for call, id in ((libc.setfsgid, gid), (libc.setfsuid, uid)):
         call(id)
         if call(_NO_ID) != id:  # all that it tells is who it was before
             raise PermissionError(_EPERM, os.strerror(_EPERM))
     capset(effective, permitted, inheritable)
+    if dumpable == 1:
+        prctl(PR_SET_DUMPABLE, 1)  # it is the whole process's, and the kernel has cleared it
 
 
 class _SockFprog(ctypes.Structure):

@@ -508,7 +508,7 @@ class Sources:
                     self.root = mapped_overlay(root, userns, self.staging)
                 else:
                     self.root = open_overlay(root["lower"], root["upper"], root["work"], self.staging)
-            elif userns >= 0:
+            elif userns >= 0 and not self._config.get("root", {}).get("mapped"):
                 self.root = mapped(root, userns)
             else:
                 self.root = s.open_tree(s.AT_FDCWD, root, s.OPEN_TREE_CLONE | s.AT_RECURSIVE)

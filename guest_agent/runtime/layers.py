@@ -28,9 +28,13 @@ MERGED = "merged"
 """The directory of copies, beside the layers' own."""
 
 _WHOLE = "whole"
+_FUSED = ".fuse-overlayfs"  # so is a directory marked that it has written to
 _FILLING = "filling"
 _TICK = 0.01  # seconds; the kernel's clock for files goes in steps of 1 to 10 ms
 _SPECIAL = frozenset(":,\\")  # in the options of fuse-overlayfs
+
+Map = tuple[tuple[int, int, int], ...]
+"""First id on disk, first id to be shown, how many."""
 
 _driver = OVERLAY
 
@@ -71,10 +75,8 @@ def _objection(name: str, scratch: str) -> str:
     """Why a driver does not work where `scratch` is; "" when it does: it is tried."""
     if name == VFS:
         return ""
-    if name == FUSE and not shutil.which(FUSE):
-        return "fuse-overlayfs is not installed"
-    if name == FUSE and not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return "/dev/fuse is missing or closed to this user"
+    if name == FUSE and (reason := fuse_objection()):
+        return reason
     with tempfile.TemporaryDirectory(dir=scratch) as top:
         names = ("one", "two", "upper", "work", "mounted")
         one, two, upper, work, mounted = (os.path.join(top, each) for each in names)
@@ -96,29 +98,51 @@ def _objection(name: str, scratch: str) -> str:
     return ""
 
 
+def fuse_objection() -> str:
+    """What is missing for fuse-overlayfs; "" when nothing is."""
+    if not shutil.which(FUSE):
+        return "fuse-overlayfs is not installed"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse is missing or closed to this user"
+    return ""
+
+
 def open_layers(lower: Sequence[str], upper: str, work: str, staging: str) -> int:
     """A detached mount of the layers `lower` (topmost first), as `open_overlay`. Blocks. Raises OSError."""
-    if upper and os.path.exists(os.path.join(work, _WHOLE)):
-        return _clone(upper)
     if not upper and len(lower) == 1:
         return open_overlay(list(lower), "", "", staging)
-    return _open(_driver, lower, upper, work, staging)
+    return _open(way_of(Overlay(tuple(lower), upper, work)), lower, upper, work, staging)
 
 
-def container_root(overlay: Overlay, point: str) -> Overlay | str:
+def way_of(overlay: Overlay) -> str:
+    """How these layers are to be put together, as what was written to them before wants it."""
+    if is_whole(overlay):
+        return VFS
+    if overlay.work and os.path.exists(os.path.join(overlay.work, _FUSED)):
+        return FUSE if not fuse_objection() else VFS
+    return _driver
+
+
+def container_root(overlay: Overlay, point: str, ids: tuple[Map, Map] | None = None) -> Overlay | str:
     """What a container is launched with: its layers, or a directory that shows them. Blocks.
 
+    `ids`: maps of users and groups, from those on disk to those to be shown, which fuse-overlayfs does.
     `point`: where it may be mounted, a directory to be made; whoever unmounts it ends what serves it. Raises
     OSError.
     """
-    if _driver == VFS or is_whole(overlay):
+    way = way_of(overlay)
+    if ids is not None and is_whole(overlay):
+        raise OSError(
+            errno.EOPNOTSUPP, "a container that was copied by vfs cannot be shown with other owners"
+        )
+    if way == FUSE or ids is not None:
+        os.makedirs(point, mode=0o700, exist_ok=True)
+        _mount_fuse(overlay.lower, overlay.upper, overlay.work, point, ids)
+        return point
+    if way == VFS:
         if not is_whole(overlay):
             _fill(overlay.lower, overlay.upper, overlay.work)
         return overlay.upper
-    if _driver == FUSE:
-        os.makedirs(point, mode=0o700, exist_ok=True)
-        _mount_fuse(overlay.lower, overlay.upper, overlay.work, point)
-        return point
     return overlay
 
 
@@ -146,7 +170,8 @@ def _open(name: str, lower: Sequence[str], upper: str, work: str, staging: str) 
             finally:
                 s.umount2(point, s.MNT_DETACH)  # it goes on until the descriptor is closed
     if upper:
-        _fill(lower, upper, work)
+        if not is_whole(Overlay(tuple(lower), upper, work)):
+            _fill(lower, upper, work)
         return _clone(upper)
     whole = _merged(lower)
     tree = _clone(whole)
@@ -195,7 +220,9 @@ def _fill(lower: Sequence[str], upper: str, work: str) -> None:
     remove_tree(filling)
 
 
-def _mount_fuse(lower: Sequence[str], upper: str, work: str, target: str) -> None:
+def _mount_fuse(
+    lower: Sequence[str], upper: str, work: str, target: str, ids: tuple[Map, Map] | None = None
+) -> None:
     """Starts a fuse-overlayfs, which ends when nobody has its mount any more."""
     import subprocess
 
@@ -205,6 +232,11 @@ def _mount_fuse(lower: Sequence[str], upper: str, work: str, target: str) -> Non
     options = [f"lowerdir={':'.join(lower)}"]
     if upper:
         options += [f"upperdir={upper}", f"workdir={work}"]
+        # Its opaque directories are not marked as the kernel's overlay wants it.
+        os.close(os.open(os.path.join(work, _FUSED), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    for kind, entries in zip(("uid", "gid"), ids or (), strict=False):
+        numbers = ":".join(str(number) for entry in entries for number in entry)
+        options.append(f"{kind}mapping={numbers}")
     done = subprocess.run(
         [FUSE, "-o", ",".join(options), target],
         stdin=subprocess.DEVNULL,

@@ -22,7 +22,8 @@ from tests.support.engine import OurEngine
 
 pytestmark = [pytest.mark.root, pytest.mark.ours]
 
-USER, FIRST, COUNT = "wherry-remap", 1_500_000_000, 65_536
+COUNT = 65_536
+USER, FIRST = f"wherry-remap{os.getpid()}", 1_500_000_000 + os.getpid() % 1000 * COUNT
 ROOT = str(FIRST)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -42,8 +43,14 @@ def start_rootless(user: User) -> Iterator[Callable[..., RootlessEngine]]:
     """Starts engines of a test's own."""
     with ExitStack() as stack:
 
-        def start(*arguments: str, env: dict[str, str] | None = None, by: User = user) -> RootlessEngine:
+        def start(
+            *arguments: str, env: dict[str, str] | None = None, by: User = user, path: Path | None = None
+        ) -> RootlessEngine:
             engine = RootlessEngine(by, *arguments, env=env)
+            if path is not None:  # where the agent finds programs
+                engine.agent = by.command(
+                    "/usr/bin/env", f"PATH={path}", str(by.python), "-I", "-m", "guest_agent"
+                )
             stack.callback(engine.close)
             engine.start()
             engine.docker.ok("load", "--quiet", "--input", images.image("busybox:latest").archive())

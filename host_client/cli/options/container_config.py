@@ -250,7 +250,7 @@ def _check_namespaces(parsed: Parsed) -> None:
         raise ValueError("--pid: invalid PID mode")
     if uts not in ("", "host"):
         raise ValueError("--uts: invalid UTS mode")
-    if parsed["userns"] not in ("", "host") and parsed["userns"].partition(":")[0] != "auto":
+    if parsed["userns"] not in ("", "host") and parsed["userns"].partition(":")[0] not in ("auto", "keep-id"):
         raise ValueError("--userns: invalid USER mode")
     if parsed["cgroupns"] not in ("", "host", "private"):
         raise ValueError("--cgroupns: invalid CGROUP mode")

@@ -100,7 +100,7 @@ CONTAINER_FLAGS = (
     ("tty", "t", "bool", "Allocate a terminal"),
     ("ulimit", "", "ulimit", "Resource limit (nofile=1024:2048)"),
     ("user", "u", "string", "User to run as (name|uid[:group|gid])"),
-    ("userns", "", "string", "User namespace: host, or auto[:size=N]"),
+    ("userns", "", "string", "User namespace: host, auto[:size=N] or keep-id[:uid=N,gid=N]"),
     ("uts", "", "string", "UTS namespace: host"),
     ("volume", "v", "list", "Mount a host directory or a volume (source:/path[:ro])"),
     ("volume-driver", "", "string", "Driver of the volumes made for this container"),
