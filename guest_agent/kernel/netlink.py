@@ -46,6 +46,7 @@ NLMSG_DONE = 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWRULE = 32
 
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
@@ -61,12 +62,14 @@ IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 IFA_F_NODAD = 0x02
-RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+FRA_FWMARK, FRA_TABLE = 10, 15
+FR_ACT_TO_TBL = 1
 IFF_UP = 0x1
 RT_TABLE_MAIN = 254
 RTPROT_BOOT = 3
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
-RTN_UNICAST = 1
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 0, 253, 254, 255
+RTN_UNICAST, RTN_LOCAL = 1, 2
 NLMSGERR_ATTR_MSG = 1
 
 # Acknowledgements of more requests than this could overflow the socket's receive buffer (ENOBUFS).
@@ -466,6 +469,20 @@ def add_default_route(gateway: Address, index: int = 0) -> Message:
     attrs = b"" if direct else attr(RTA_GATEWAY, gateway.packed)
     if index:
         attrs += attr_u32(RTA_OIF, index)
+    return RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, header + attrs
+
+
+def add_mark_rule(mark: int, table: int) -> Message:
+    """IPv4 packets with this mark are routed by that table. EEXIST."""
+    header = _RTMSG.pack(AF_INET, 0, 0, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)  # struct fib_rule_hdr is alike
+    attrs = attr_u32(FRA_FWMARK, mark) + attr_u32(FRA_TABLE, table)
+    return RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, header + attrs
+
+
+def add_local_route(table: int, index: int) -> Message:
+    """Whatever is routed by that table is this host's own, by the loopback link `index`. EEXIST."""
+    header = _RTMSG.pack(AF_INET, 0, 0, 0, 0, RTPROT_BOOT, RT_SCOPE_HOST, RTN_LOCAL, 0)
+    attrs = attr_u32(RTA_TABLE, table) + attr_u32(RTA_OIF, index)
     return RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, header + attrs
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 
 from guest_agent.kernel.netlink import (
@@ -40,7 +41,7 @@ SET_MAP = 0x8
 DATA_VERDICT = 0xFFFFFF00
 
 HOOK_PREROUTING, HOOK_INPUT, HOOK_FORWARD, HOOK_OUTPUT, HOOK_POSTROUTING = range(5)
-PRIORITY_RAW, PRIORITY_DSTNAT, PRIORITY_FILTER, PRIORITY_SRCNAT = -300, -100, 0, 100
+PRIORITY_RAW, PRIORITY_MANGLE, PRIORITY_DSTNAT, PRIORITY_FILTER, PRIORITY_SRCNAT = -300, -150, -100, 0, 100
 POLICY_DROP, POLICY_ACCEPT = 0, 1
 
 # Types of set keys and data as nft(8) numbers them: the kernel keeps them for it to print elements by.
@@ -50,6 +51,7 @@ _TYPE_BITS = 6
 REG_VERDICT = 0
 REG = 8  # NFT_REG32_00
 
+META_MARK = 3
 META_IIFNAME, META_OIFNAME, META_NFPROTO, META_L4PROTO = 6, 7, 15, 16
 CT_STATE, CT_STATUS = 0, 2
 CT_ESTABLISHED, CT_RELATED = 0x2, 0x4
@@ -145,6 +147,17 @@ def snat(family: int, address: int) -> bytes:
 def masquerade() -> bytes:
     """Give the connection the source address of the interface it leaves by."""
     return _expression("masq")
+
+
+def has_transparent_socket(register: int = REG) -> bytes:
+    """Go on only if the packet is for a socket with IP_TRANSPARENT."""
+    return _expression("socket", _u32(1, 0), _u32(2, register)) + compare(b"\1", register)
+
+
+def set_mark(value: int, register: int = REG) -> bytes:
+    """Mark the packet."""
+    constant = load(value.to_bytes(4, sys.byteorder), register)
+    return constant + _expression("meta", _u32(2, META_MARK), _u32(3, register))
 
 
 def counter() -> bytes:

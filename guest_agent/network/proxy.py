@@ -313,4 +313,9 @@ def main(path: str, namespace: str = "") -> None:
         server.bind = HostBinder(bind).bind
         stay_in(int(namespace))
         os.close(int(namespace))
+
+        from guest_agent.network import client_address
+
+        if client_address.prepare():
+            server.loop.as_client = client_address.socket_as
     server.run()

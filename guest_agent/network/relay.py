@@ -31,6 +31,8 @@ class Loop:
         self.handlers: dict[int, Handler] = {}
         self.timers: list[tuple[float, int, Callable[[], None]]] = []
         self.counter = 0
+        # A socket with a client's address, towards a container's: where there is nobody else to keep it.
+        self.as_client: Callable[[tuple[object, ...], str, int], socket.socket | None] | None = None
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         """Call `action` once, in a while. It has to check whether it is still wanted."""
@@ -113,8 +115,16 @@ class Connection(Handler):
     refused.
     """
 
-    def __init__(self, loop: Loop, client: socket.socket, target: tuple[str, int], relay: Relay) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        client: socket.socket,
+        address: tuple[object, ...],
+        target: tuple[str, int],
+        relay: Relay,
+    ) -> None:
         self.loop = loop
+        self.address = address
         self.relay = relay
         self.target = target
         self.client = client
@@ -136,7 +146,7 @@ class Connection(Handler):
         """Begin to connect to the container. Raises OSError."""
         if self.closed:
             return
-        self.server = new_socket(self.target[0], socket.SOCK_STREAM)
+        self.server = self.relay.socket_for(self.address, socket.SOCK_STREAM)
         self.server.setblocking(False)
         self.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
@@ -220,7 +230,7 @@ class UdpClient(Handler):
         self.relay = relay
         self.address = address
         self.ancillary = ancillary
-        self.socket = new_socket(relay.target[0], socket.SOCK_DGRAM)
+        self.socket = relay.socket_for(address, socket.SOCK_DGRAM)
         self.socket.setblocking(False)
         self.socket.connect(relay.target)
         self.used = time.monotonic()
@@ -283,7 +293,7 @@ class Relay(Handler):
         """Accept what has arrived."""
         for _ in range(64):
             try:
-                client, _ = self.socket.accept()
+                client, address = self.socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -291,9 +301,15 @@ class Relay(Handler):
                     time.sleep(0.01)  # no descriptors: a listening socket stays readable, do not spin
                 return
             try:
-                self.children.add(Connection(self.loop, client, self.target, self))
+                self.children.add(Connection(self.loop, client, address, self.target, self))
             except OSError:
                 continue  # it has closed the client's socket
+
+    def socket_for(self, client: tuple[object, ...], kind: int) -> socket.socket:
+        """A socket to reach the container by for a client, with its address if that is possible."""
+        as_client = self.loop.as_client
+        own = as_client(client, self.target[0], kind) if as_client is not None else None
+        return own if own is not None else new_socket(self.target[0], kind)
 
     def expire(self, now: float) -> None:
         """Forget idle clients: TCP connections are never idle."""
