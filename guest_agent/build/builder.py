@@ -30,7 +30,7 @@ from guest_agent.build.state import State, of_image
 from guest_agent.build.steps import StageRun, Surroundings, platform_values
 from guest_agent.engine.build_cache import mounts_directory
 from guest_agent.engine.images import Images
-from guest_agent.errors import EngineError, InvalidParameter, NotFound
+from guest_agent.errors import EngineError, InvalidParameter, NotFound, NotSupported
 from guest_agent.images import indexes, platforms, reference
 from guest_agent.images.assemble import add_image
 from guest_agent.images.build_cache import BuildCache
@@ -108,6 +108,7 @@ class _Build:
         )
         self._plan: Plan = make_plan(self._dockerfile, request.target, self._global)
         self._stages: dict[int, asyncio.Task[State]] = {}
+        self._arguments: dict[int, dict[str, str | None]] = {}  # of ARG, by stage
         self._pulls: dict[tuple[str, str], asyncio.Task[State]] = {}
         self._around = Surroundings(
             engine=self._engine,
@@ -194,12 +195,21 @@ class _Build:
 
         async def base(step: StepInfo) -> State:
             if planned.base_stage is not None:
-                return await asyncio.shield(self._start(planned.base_stage))
+                state = await asyncio.shield(self._start(planned.base_stage))
+                if self._request.inherit_arguments:
+                    run.arguments |= self._arguments[planned.base_stage]
+                return state
+            if planned.base in self._request.contexts:
+                raise NotSupported(
+                    f"FROM {planned.base} is not supported: that context is a directory",
+                    "Begin with FROM scratch and COPY --from it.",
+                )
             if planned.base == SCRATCH:
                 return State(platform)
             return await self._image(planned.base, platform, step, self._request.pull)
 
         state = await run.run(base)
+        self._arguments[planned.index] = run.arguments
         self._listener.stage_ended(planned.index)
         return state
 
@@ -219,6 +229,9 @@ class _Build:
             raise InvalidParameter(f"invalid from flag value {name}: {error.message}", error.hint)
 
     async def _image(self, name: str, platform: Platform, step: StepInfo | None, pull: bool) -> State:
+        if self._request.images and not reference.image_id(name):
+            familiar = reference.parse(name).with_default_tag().familiar.removesuffix(":latest")
+            name = self._request.images.get(familiar, name)
         key = (name, str(platform))
         if key not in self._pulls:
             work = self._found(name, platform, step, pull)

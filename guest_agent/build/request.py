@@ -95,9 +95,16 @@ class BuildRequest:
     tags: Sequence[Reference] = ()
     target: str = ""
     build_args: Mapping[str, str | None] = field(default_factory=dict)  # None: take the default
+    inherit_arguments: bool = False  # ARG holds in stages built on its own, too, as BuildKit has it
     labels: Mapping[str, str] = field(default_factory=dict)
     platform: Platform | None = None
     no_cache: bool = False
+    no_cache_stages: frozenset[str] = (
+        frozenset()
+    )  # names, lower case, or numbers of stages for which it holds
+    images: Mapping[str, str] = field(
+        default_factory=dict
+    )  # that stand for names of images in the Dockerfile
     pull: bool = False
     cache_from: Sequence[CacheFrom] = ()
     cache_only: bool = False  # steps are taken from there alone, as dockerd's classic builder has it

@@ -210,6 +210,11 @@ class StageRun:
         ]
         return counted, proxies
 
+    @property
+    def _afresh(self) -> bool:
+        request, stage = self.around.request, self.planned.stage
+        return request.no_cache or (stage.name or str(self.planned.index)) in request.no_cache_stages
+
     async def _settle(self, step: StepInfo, outcome: Outcome) -> bool:
         """The result from the cache, or made and remembered; whether it was from the cache.
 
@@ -222,7 +227,7 @@ class StageRun:
     async def _settled(self, step: StepInfo, outcome: Outcome) -> bool:
         around = self.around
         around.keys.append(outcome.key)
-        entry = None if around.request.no_cache else await self._find(outcome)
+        entry = None if self._afresh else await self._find(outcome)
         if entry is not None:
             self.state = outcome.state.with_step(entry.created, outcome.created_by, entry.layer)
             return True

@@ -209,17 +209,6 @@ def test_options(build: Build, docker: Cli, tmp_path: Path) -> None:
     docker.ok("rmi", "bx:o1", "bx:o2")
 
 
-def test_what_is_not_supported_is_refused_by_name(build: Build) -> None:
-    for options, text in (
-        (("--check",), "the request lint is not supported"),
-        (("--no-cache-filter", "x"), "--no-cache-filter=x is not supported"),
-        (("--build-context", "a=docker-image://b"), "--build-context a=docker-image://b"),
-    ):
-        result = build("FROM busybox\n", *options)
-        assert result.code != 0
-        assert text in result.err, (options, result.err)
-
-
 def test_the_builder_is_listed(buildx: Cli) -> None:
     result = buildx("buildx", "ls")
     assert result.code == 0, result

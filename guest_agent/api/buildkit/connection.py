@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from grpclib.protocol import H2Protocol
 from grpclib.server import Server
 
 from guest_agent.api.buildkit import messages
+
+# It tells of each call that a client has cancelled.
+logging.getLogger("grpclib.server").setLevel(logging.WARNING)
 
 
 class _Details(StatusDetailsCodecBase):

@@ -16,17 +16,19 @@ from guest_agent.images import platforms
 from guest_agent.images.platforms import Platform
 
 _BUILD_ARG, _LABEL, _CONTEXT = "build-arg:", "label:", "context:"
-_LOCAL = "local:"
+_LOCAL, _IMAGE = "local:", "docker-image:"
 
 
 def request_fields(attributes: Mapping[str, str]) -> dict[str, Any]:
     """Fields of `build.request.BuildRequest`. InvalidParameter, NotSupported by the attribute's name."""
-    _refuse(attributes)
     return {
         "target": attributes.get("target", ""),
         "build_args": _prefixed(attributes, _BUILD_ARG),
+        "inherit_arguments": True,
         "labels": _prefixed(attributes, _LABEL),
-        "no_cache": "no-cache" in attributes,
+        "no_cache": attributes.get("no-cache") == "",
+        "no_cache_stages": frozenset(filter(None, attributes.get("no-cache", "").lower().split(","))),
+        "images": _images(attributes),
         "pull": attributes.get("image-resolve-mode") == "pull",
         "host": HostConfig(
             network_mode=attributes.get("force-network-mode", ""),
@@ -48,26 +50,52 @@ def named_contexts(attributes: Mapping[str, str]) -> dict[str, str]:
     """The further contexts that are directories of the client: name → the directory's name. NotSupported."""
     found = {}
     for name, value in _prefixed(attributes, _CONTEXT).items():
+        if value.startswith(_IMAGE):
+            continue
         if not value.startswith(_LOCAL):
             raise NotSupported(
-                f"--build-context {name}={value} is not supported: only directories are",
-                "Name the image in the Dockerfile, or give a directory.",
+                f"--build-context {name}={value} is not supported",
+                "It can be a directory or docker-image://NAME.",
             )
         found[name] = value.removeprefix(_LOCAL)
     return found
 
 
+def _images(attributes: Mapping[str, str]) -> dict[str, str]:
+    """The further contexts that are images: name → the image's name."""
+    contexts = _prefixed(attributes, _CONTEXT)
+    return {
+        name: value.removeprefix(_IMAGE).removeprefix("//")
+        for name, value in contexts.items()
+        if value.startswith(_IMAGE)
+    }
+
+
+def described(attributes: Mapping[str, str], dockerfile: str) -> Any:
+    """The answer to a request of `--call`, None when a build is asked for.
+
+    Raises NotSupported by the option's name, DockerfileError, InvalidParameter.
+    """
+    from guest_agent.build import describe
+
+    kind = attributes.get("requestid", "").removeprefix("frontend.")
+    if kind == "subrequests.describe":
+        return describe.requests()
+    if kind == "targets":
+        return describe.targets(dockerfile)
+    if kind == "outline":
+        here = str(platforms.host())
+        target, wanted = attributes.get("target", ""), attributes.get("platform", "").split(",")[0] or here
+        return describe.outline(dockerfile, target, _prefixed(attributes, _BUILD_ARG), wanted, here)
+    _refuse(attributes)
+    return None
+
+
 def _refuse(attributes: Mapping[str, str]) -> None:
     if "requestid" in attributes:
         kind = attributes["requestid"].removeprefix("frontend.")
-        raise NotSupported(
-            f"the request {kind} is not supported", "Build without --check, --call and --print."
-        )
-    if attributes.get("no-cache"):
-        raise NotSupported(
-            f"--no-cache-filter={attributes['no-cache']} is not supported",
-            "Use --no-cache for the whole build.",
-        )
+        flag = "--check" if kind == "lint" else f"--call={kind}"
+        raise NotSupported(f"{flag} is not supported", "--call can be outline and targets.")
 
 
 def _prefixed(attributes: Mapping[str, str], prefix: str) -> dict[str, str]:

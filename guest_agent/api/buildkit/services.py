@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
-from guest_agent.api.buildkit import cache_usage, messages, session_stream
+from guest_agent.api.buildkit import cache_usage, messages
+from guest_agent.api.buildkit.session import carry
 from guest_agent.api.buildkit.solve import Job, Jobs, SolveError
 from guest_agent.engine.engine import Engine
 from guest_agent.engine.info import engine_id
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _CONTROL = "/moby.buildkit.v1.Control/"
 _BRIDGE = "/moby.buildkit.v1.frontend.LLBBridge/"
 _HEALTH = "/grpc.health.v1.Health/Check"
+_EXPOSE = "x-docker-expose-session-"
 _BUILD_ID = "buildkit-controlapi-buildid"
 _SERVING = 1
 # What the gateway can: BuildKit's names of capabilities.
@@ -125,14 +128,9 @@ class BuildServices:
         table: dict[str, tuple[Method, Cardinality, Any, Any]] = {
             _CONTROL + "Solve": (self._solve, one, messages.SolveRequest, messages.SolveResponse),
             _CONTROL + "Status": (self._status, many, messages.StatusRequest, messages.StatusResponse),
-            _CONTROL + "Session": (
-                self._session,
-                _STREAM,
-                messages.BytesMessage,
-                messages.BytesMessage,
-            ),
             _CONTROL + "DiskUsage": (self._usage, one, messages.DiskUsageRequest, messages.DiskUsageResponse),
             _CONTROL + "Prune": (self._prune, many, messages.PruneRequest, messages.UsageRecord),
+            _CONTROL + "Session": (self._session, _STREAM, messages.BytesMessage, messages.BytesMessage),
             _CONTROL + "ListWorkers": (self._workers, one, empty, messages.ListWorkersResponse),
             _CONTROL + "Info": (self._info, one, empty, messages.InfoResponse),
             _BRIDGE + "Ping": (self._ping, one, empty, messages.PongResponse),
@@ -165,7 +163,17 @@ class BuildServices:
         await stream.send_message(messages.SolveResponse(ExporterResponse=answer))
 
     async def _session(self, stream: Stream[Any, Any]) -> None:
-        await session_stream.serve(self._jobs.sessions, stream)
+        """A session within this connection, where a client has several builds: bake, Compose."""
+        metadata: Any = stream.metadata or {}
+        methods = frozenset(str(name).lower() for name in metadata.getall(f"{_EXPOSE}grpc-method", ()))
+        id = str(metadata.get(f"{_EXPOSE}uuid", ""))
+        if not id:
+            raise InvalidParameter("the session has no id", "Send X-Docker-Expose-Session-Uuid.")
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            await self._jobs.sessions.attach(id, methods, theirs)
+            await carry(stream, ours)
 
     async def _status(self, stream: Stream[Any, Any]) -> None:
         request = await _request(stream)
@@ -234,9 +242,10 @@ class BuildServices:
         if len(request.Definition.SerializeToString()):
             raise NotSupported("solving an LLB definition is not supported", "Build from a Dockerfile.")
         name = await job.build(request.Frontend, dict(request.FrontendOpt))
-        await stream.send_message(
-            messages.GatewaySolveResponse(result=messages.Result(ref=messages.Ref(id=name)))
-        )
+        result = messages.Result(metadata=job.answers)
+        if name:
+            result.ref.id = name
+        await stream.send_message(messages.GatewaySolveResponse(result=result))
 
     async def _evaluate(self, stream: Stream[Any, Any]) -> None:
         await stream.recv_message()  # all is carried out already

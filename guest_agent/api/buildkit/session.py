@@ -24,7 +24,7 @@ from guest_agent.errors import Conflict, InvalidParameter, NotFound, Unavailable
 from guest_agent.images.auth import Credentials
 
 _ATTACH_TIMEOUT = 15.0  # seconds in which a client's session must be there
-_AGENT_CHUNK = 1 << 15
+_CHUNK = 1 << 15
 
 FILE_SYNC = "/moby.filesync.v1.FileSync/DiffCopy"
 FILE_SEND = "/moby.filesync.v1.FileSend/DiffCopy"
@@ -157,7 +157,7 @@ async def _relay(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stream: Stream[Any, Any]
 ) -> None:
     async def up() -> None:
-        while data := await reader.read(_AGENT_CHUNK):
+        while data := await reader.read(_CHUNK):
             await stream.send_message(messages.BytesMessage(data=data))
         await stream.end()
 
@@ -169,6 +169,33 @@ async def _relay(
             await writer.drain()
     finally:
         task.cancel()
+
+
+async def carry(stream: Any, connection: socket.socket) -> None:
+    """Passes a connection's bytes on in the messages of a call, both ways, until either ends.
+
+    `stream` is grpclib's, of either role.
+    """
+    loop = asyncio.get_running_loop()
+
+    async def up() -> None:
+        while data := await loop.sock_recv(connection, _CHUNK):
+            await stream.send_message(messages.BytesMessage(data=data))
+
+    async def down() -> None:
+        async for message in stream:
+            await loop.sock_sendall(connection, message.data)
+
+    tasks = [loop.create_task(up()), loop.create_task(down())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # seen: the end of a connection
 
 
 class Sessions:

@@ -17,6 +17,7 @@ from guest_agent.api.buildkit.exporting import Export, Results, Work, exports_of
 from guest_agent.api.buildkit.progress import BuildListener, Progress
 from guest_agent.api.buildkit.session import Session, Sessions
 from guest_agent.build.cache_export import CacheTo, parse
+from guest_agent.build.describe import VERSION
 from guest_agent.build.dockerfile import DockerfileError
 from guest_agent.build.dockerfile.types import Lines
 from guest_agent.build.request import BuildRequest, BuildResult
@@ -52,6 +53,7 @@ class Job:
         self._builder = builder
         self._sessions = sessions
         self._results: dict[str, Results] = {}
+        self.answers: dict[str, bytes] = {}  # to a request that is no build's
         self._lease = builder.engine.images.lease()
         self._lease.__enter__()
 
@@ -84,6 +86,13 @@ class Job:
         tags = [tag for export in exports if export.keeps for tag in export.tags]
         try:
             dockerfile = await context.dockerfile()
+            answer = options.described(attributes, dockerfile.text)
+            if answer is not None:
+                self.answers = {
+                    "result.json": json.dumps(answer, indent=2).encode(),
+                    "version": VERSION.encode(),
+                }
+                return ""
             request = BuildRequest(
                 context=context,
                 dockerfile=dockerfile.text,
@@ -154,8 +163,8 @@ class Jobs:
     """The builds that clients know by a name of theirs."""
 
     def __init__(self, builder: Callable[[], Builder], sessions: Sessions) -> None:
-        self._builder = builder
         self.sessions = sessions
+        self._builder = builder
         self._jobs: dict[str, Job] = {}
         self._changed = asyncio.Condition()
 
