@@ -87,6 +87,23 @@ def blocking_reader(
     return read
 
 
+async def gathered(pieces: AsyncIterator[bytes], limit: int) -> Callable[[int], bytes]:
+    """The same, with the first pieces, up to about `limit` bytes, taken before: a thread that waits for each
+    of a few small ones takes longer than what it does with them.
+    """
+    taken: list[bytes] = []
+    size = 0
+    while size < limit:
+        piece = await anext(pieces, b"")
+        if not piece:
+            ready = iter(taken)
+            return lambda size: next(ready, b"")
+        taken.append(piece)
+        size += len(piece)
+    first, rest = iter(taken), blocking_reader(pieces)
+    return lambda size: next(first, b"") or rest(size)
+
+
 def blocking_writer(send: Callable[[P], Coroutine[Any, Any, None]]) -> Callable[[P], None]:
     """A function for a thread that does `send` on the event loop and waits for it; raises what it does."""
     loop = asyncio.get_running_loop()

@@ -135,7 +135,8 @@ class _Comments:
 
 
 def _location(lines: types.Lines) -> dict[str, Any]:
-    return {"location": {"ranges": [{"start": {"line": lines.start}, "end": {"line": lines.end}}]}}
+    each = ({"line": number} for number in range(lines.start, lines.end + 1))
+    return {"location": {"ranges": [{"start": line, "end": line} for line in each]}}
 
 
 def _source(text: str) -> str:

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from guest_agent.images import manifest, platforms
 from guest_agent.images.manifest import Descriptor
 from guest_agent.images.platforms import Platform
@@ -111,5 +113,8 @@ def of_image(store: ImageStore, image: Image) -> State:
 
 def key_of(*parts: Any) -> str:
     """A cache key: the digest of JSON values."""
-    text = json.dumps(parts, separators=(",", ":"), sort_keys=True)
-    return f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    try:
+        data = msgspec.json.encode(parts, order="sorted")
+    except UnicodeEncodeError:  # names that are not UTF-8
+        data = json.dumps(parts, separators=(",", ":"), sort_keys=True).encode()
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -39,7 +39,7 @@ class BuildCache:
 
     def find(self, key: str) -> CacheEntry | None:
         """What is known under `key`; None when it, or its layer, is not here."""
-        row = self._store.metadata.row(f"SELECT {_COLUMNS} FROM build_cache WHERE key = ?", (key,))
+        row = self._store.metadata.row(f"{_QUERY} WHERE key = ?", (key,))
         return self._entry(row) if row else None
 
     def used(self, keys: Iterable[str]) -> None:
@@ -69,7 +69,7 @@ class BuildCache:
 
     def entries(self) -> list[CacheEntry]:
         """All that is remembered, the oldest first."""
-        rows = self._store.metadata.rows(f"SELECT {_COLUMNS} FROM build_cache ORDER BY created")
+        rows = self._store.metadata.rows(f"{_QUERY} ORDER BY created")
         return [entry for entry in map(self._entry, rows) if entry is not None]
 
     def remove(self, keys: Iterable[str]) -> None:
@@ -83,13 +83,11 @@ class BuildCache:
         return {chain for (chain,) in self._store.metadata.rows("SELECT DISTINCT chain FROM image_layers")}
 
     def _entry(self, row: tuple[Any, ...]) -> CacheEntry | None:
-        key, chain, text, size, made, used, uses = row
+        key, chain, text, size, made, used, uses, *layer_row = row
         document = json.loads(text)
-        layer = None
-        if chain:
-            layer = self._store.layer(chain)
-            if layer is None:
-                return None
+        layer = LayerRow(chain, *layer_row) if layer_row[1] is not None else None
+        if chain and layer is None:
+            return None
         return CacheEntry(
             key,
             chain,
@@ -104,4 +102,7 @@ class BuildCache:
         )
 
 
-_COLUMNS = "key, chain, document, size, created, used, uses"
+_QUERY = (
+    "SELECT key, c.chain, document, c.size, created, used, uses, parent, diff, l.size, blob, media_type"
+    " FROM build_cache c LEFT JOIN layers l ON l.chain = c.chain"
+)

@@ -5,7 +5,6 @@ OCI image-spec manifest.md and config.md; Docker's image manifest version 2, sch
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +104,7 @@ def layer_type(compression: str) -> str:
 
 def encode(document: Any) -> bytes:
     """Canonical enough: the same document gives the same bytes."""
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    return msgspec.json.encode(document)
 
 
 def image_index(manifests: Sequence[tuple[Descriptor, Mapping[str, str]]]) -> bytes:

@@ -21,7 +21,7 @@ from guest_agent.engine.engine import Engine
 from guest_agent.errors import EngineError, InvalidParameter, NotSupported
 from guest_agent.images import platforms, reference
 from guest_agent.images.auth import Credentials
-from guest_agent.threads import blocking_reader, in_thread, to_the_end
+from guest_agent.threads import gathered, in_thread, to_the_end
 
 if TYPE_CHECKING:
     from guest_agent.build.builder import Builder
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from guest_agent.build.step_stream import StepListener
 
 _FROM_ELSEWHERE = ".dockerfile."  # what clients call one that was not in the context
+_SMALL = 1 << 18  # bytes of a context that are read before a thread has it
 _AT_ONCE = 1 << 16  # bytes of messages that go out together
 _OUTPUTS = ("", "image", "moby", "docker")
 
@@ -106,7 +107,8 @@ class _Routes:
         builder, query = self.get_builder(), request.query
         scratch = builder.scratch()
         try:
-            fetch, named = _source(request, scratch, query)
+            read = await gathered(aiter(request.body), 0 if query.get("remote") else _SMALL)
+            fetch, named = _source(read, scratch, query)
 
             def get() -> tuple[str, str, str]:
                 directory, alone = fetch()
@@ -221,8 +223,10 @@ async def _lines(messages: Messages) -> AsyncIterator[bytes]:
             yield said
 
 
-def _source(request: Request, scratch: Scratch, query: Query) -> tuple[Callable[[], tuple[str, str]], str]:
-    """What fetches the context, for a thread, and the Dockerfile's path in it.
+def _source(
+    read: Callable[[int], bytes], scratch: Scratch, query: Query
+) -> tuple[Callable[[], tuple[str, str]], str]:
+    """What fetches the context, for a thread, and the Dockerfile's path in it. `read`: the request's body.
 
     It gives the directory, and the name of a Dockerfile that came instead of a context.
     """
@@ -235,7 +239,6 @@ def _source(request: Request, scratch: Scratch, query: Query) -> tuple[Callable[
     if posixpath.normpath(name).startswith(".."):
         raise InvalidParameter(f"forbidden path outside the build context: {name} ()")
     if not remote:
-        read = blocking_reader(aiter(request.body))
         return lambda: (context.receive(read, scratch), ""), name
     directory = scratch.directory()
     if context.is_git(remote):

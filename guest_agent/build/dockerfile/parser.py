@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from guest_agent.build.dockerfile import instructions, lines
 from guest_agent.build.dockerfile.errors import DockerfileError, DockerfileSyntaxError
 from guest_agent.build.dockerfile.types import Arg, Dockerfile, Instruction, Lines, Stage
 
 
+@lru_cache(maxsize=16)  # the same one is built again and again
 def parse(source: bytes | str) -> Dockerfile:
     """The Dockerfile's stages and global arguments. DockerfileError, with the lines, for what BuildKit
     refuses."""
