@@ -153,6 +153,7 @@ class _Build:
         return BuildResult(
             id,
             state,
+            self._request.keep,
             tuple(names),
             tuple(dict.fromkeys(self._around.keys)),
             tuple(unused(self._around.build_args, used | {"SOURCE_DATE_EPOCH"})),

@@ -101,6 +101,8 @@ class ClassicListener:
         if result.unused_args:
             names = " ".join(result.unused_args)
             self._send({"stream": f"[Warning] One or more build-args [{names}] were not consumed\n"})
+        if not result.kept:
+            return
         self._send({"aux": {"ID": result.image_id}})
         if self._quiet:
             self._send({"stream": f"{result.image_id}\n"}, always=True)

@@ -126,6 +126,7 @@ class BuildResult:
 
     image_id: str  # that it has, or would have if it was kept
     state: State
+    kept: bool = True  # as an image of the engine's
     tagged: tuple[str, ...] = ()  # familiar names
     keys: tuple[str, ...] = ()  # of its steps, in the build cache
     unused_args: tuple[str, ...] = ()

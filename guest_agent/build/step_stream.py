@@ -68,6 +68,8 @@ class StepListener:
         """The image."""
         for name in result.unused_args:
             self._say({"stream": f"[Warning] build-arg {name} was not consumed\n"})
+        if not result.kept:
+            return
         self._say({"aux": {"ID": result.image_id}})
         for name in result.tagged:
             self._say({"stream": f"Successfully tagged {name}\n"})

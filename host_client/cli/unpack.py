@@ -43,15 +43,14 @@ class _Stream(io.RawIOBase):
         return size
 
 
-def extract(pieces: Iterable[bytes], place: str) -> None:
-    """Unpack an archive; its first entry becomes `place`.
+def extract(pieces: Iterable[bytes], place: str, root: str | None = None) -> None:
+    """Unpack an archive; its first entry becomes `place`, unless `root` says what does ("": the top of all).
 
     Raises:
         CliError: the archive is damaged or wants to leave `place`, or a file cannot be written.
     """
     stream = io.BufferedReader(_Stream(pieces), PIECE)  # type: ignore[type-var]
     directories: list[tuple[str, tarfile.TarInfo]] = []
-    root: str | None = None
     try:
         with tarfile.open(fileobj=stream, mode="r|", errorlevel=2) as archive:
             for member in archive:

@@ -157,7 +157,7 @@ def test_stages_are_told_one_after_the_other() -> None:
     listener.ended(step(0, 1), False, "sha256:" + "a" * 64, "")
     listener.stage_ended(0)
     listener.ended(step(1, 3), True, "sha256:" + "b" * 64, "")
-    listener.finished(BuildResult("sha256:" + "b" * 64, State(host()), ("x:latest",), (), ("NOPE",)))
+    listener.finished(BuildResult("sha256:" + "b" * 64, State(host()), True, ("x:latest",), (), ("NOPE",)))
     text = "".join(message.get("stream", "") for message in said)
     assert text == (
         "Step 1/4 : RUN 1\n\x1b[91mone\x1b[0m ---> aaaaaaaaaaaa\n"

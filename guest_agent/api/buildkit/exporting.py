@@ -12,19 +12,16 @@ from guest_agent.api.buildkit.progress import Progress, Vertex
 from guest_agent.api.buildkit.sending import Write, send_file, send_tree
 from guest_agent.api.buildkit.session import Session
 from guest_agent.build.copies import look
+from guest_agent.build.output import item, write_files
 from guest_agent.build.request import BuildResult
 from guest_agent.errors import InvalidParameter, NotSupported
 from guest_agent.images import manifest, reference
 from guest_agent.images.content import digest_of
 from guest_agent.images.manifest import Descriptor
-from guest_agent.images.package import package_of
 from guest_agent.images.platforms import Platform, as_json
 from guest_agent.images.reference import Reference
-from guest_agent.images.save import Item, write_archive
-from guest_agent.images.store import ImageStore, Lease
-from guest_agent.images.tar import DIRECTORY, Entry, TarWriter
-from guest_agent.images.tree import TreeWriter
-from guest_agent.kernel.paths import RootFd
+from guest_agent.images.save import write_archive
+from guest_agent.images.store import Lease
 
 if TYPE_CHECKING:
     from guest_agent.engine.engine import Engine
@@ -133,17 +130,17 @@ class Export:
 
     async def _archive(self, results: Results, work: Work) -> dict[str, str]:
         store = work.engine.images
-        items = [_item(store, result, self.tags) for _, result in results.builds]
-        item, described = items[0], items[0].package.descriptor
+        items = [item(store, result, self.tags) for _, result in results.builds]
+        whole, described = items[0], items[0].package.descriptor
         if len(items) > 1:
             data = manifest.image_index(
                 [
-                    (item.package.descriptor, as_json(result.state.platform))
-                    for item, (_, result) in zip(items, results.builds, strict=True)
+                    (each.package.descriptor, as_json(result.state.platform))
+                    for each, (_, result) in zip(items, results.builds, strict=True)
                 ]
             )
             described = Descriptor(manifest.OCI_INDEX, digest_of(data), len(data))
-            item = replace(items[0], others=items[1:], index=data)
+            whole = replace(items[0], others=items[1:], index=data)
         with work.progress.vertex(f"exporting to {self.kind} image format") as vertex:
             vertex.status("exporting layers", done=True)
             for each in items:
@@ -152,7 +149,7 @@ class Export:
             vertex.status("sending tarball")
 
             def write(out: Write) -> None:
-                write_archive(store, work.lease, [item], out)
+                write_archive(store, work.lease, [whole], out)
 
             answer = self._answer(results, described.digest)
             await send_file(work.session, self.number, write, answer)
@@ -163,13 +160,7 @@ class Export:
         with work.progress.vertex("exporting to client tarball") as vertex:
             vertex.status("sending tarball")
 
-            def write(out: Write) -> None:
-                tar = TarWriter(out)
-                for directory, result in results.directories():
-                    add = partial(_add_tree, tar, directory)
-                    look(work.engine, result.state, add)
-                tar.close()
-
+            write = partial(write_files, work.engine, results.directories())
             await send_file(work.session, self.number, write, {})
             vertex.status("sending tarball", done=True)
 
@@ -180,18 +171,6 @@ class Export:
                 with_tree = partial(look, work.engine, result.state)
                 await send_tree(work.session, self.number, with_tree, directory, copied.told)
                 copied.end()
-
-
-def _item(store: ImageStore, result: BuildResult, tags: Sequence[Reference]) -> Item:
-    """A result as an archive has it."""
-    config = result.state.document()
-    return Item(package_of(config, result.state.blobs(store)), tags, config)
-
-
-def _add_tree(tar: TarWriter, directory: str, root: RootFd) -> None:
-    if directory:
-        tar.add(Entry(directory, DIRECTORY, 0o755))
-    TreeWriter(tar).add(root.fd, directory, False)
 
 
 class _Copied:

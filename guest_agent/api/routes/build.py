@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from guest_agent.build.cache_export import CacheTo
     from guest_agent.build.classic import ClassicListener
     from guest_agent.build.context import Scratch
+    from guest_agent.build.output import Output
     from guest_agent.build.request import BuildResult, CacheFrom
     from guest_agent.build.step_stream import StepListener
 
@@ -83,13 +84,18 @@ class _Routes:
             listener = StepListener(messages.emit)
         else:
             listener = ClassicListener(messages.emit, query.flag("q"), query.flag("rm", True))
-        work = self._work(request, tags, settings, listener, caches, messages)
+        output = None
+        if kind := query.get("output"):
+            from guest_agent.build.output import Output
+
+            output, settings["keep"] = Output(self._engine, kind, tags), False
+        work = self._work(request, [] if output else tags, settings, listener, caches, messages, output)
         id = query.get("buildid")
         await messages.begin(work)
         if id and messages.task is not None:
             self._running[id] = task = messages.task
             task.add_done_callback(lambda _: self._running.pop(id, None))
-        return StreamingResponse(200, "application/json", _lines(messages))
+        return StreamingResponse(200, "application/json", _lines(messages, output))
 
     async def _work(
         self,
@@ -99,6 +105,7 @@ class _Routes:
         listener: ClassicListener | StepListener,
         caches: list[CacheTo],
         messages: Messages,
+        output: Output | None,
     ) -> None:
         from guest_agent.build import context
         from guest_agent.build.failure import StepFailed
@@ -135,7 +142,9 @@ class _Routes:
                     raise
                 for cache in caches:
                     await self._export(cache, result, settings["credentials"], messages)
-            listener.finished(result)
+                listener.finished(result)
+                if output is not None:
+                    await output.send(result, lease, messages)
         finally:
             scratch.remove()
 
@@ -197,13 +206,19 @@ def _async(known: Callable[[str], Credentials | None]) -> Callable[[str], Awaita
     return credentials
 
 
-async def _lines(messages: Messages) -> AsyncIterator[bytes]:
+async def _lines(messages: Messages, output: Output | None) -> AsyncIterator[bytes]:
     said = b""
+    sending = False
     try:
         async with aclosing(messages.stream()) as stream:
             async for message in stream:
                 said += message_line(message)
-                if not messages.waiting or len(said) > _AT_ONCE:
+                if output is not None and "output" in message:
+                    yield said
+                    said, sending = b"", True
+                    async for piece in output.pieces():
+                        yield piece
+                elif not messages.waiting or len(said) > _AT_ONCE:
                     yield said
                     said = b""
     except asyncio.CancelledError:
@@ -211,6 +226,8 @@ async def _lines(messages: Messages) -> AsyncIterator[bytes]:
             raise
         yield said + message_line({"errorDetail": {"message": "build cancelled"}, "error": "build cancelled"})
     except EngineError as error:
+        if sending:
+            raise  # the answer ends before its end, which says enough
         detail: dict[str, Any] = {"message": error.message}
         code = getattr(error, "code", 0)
         if code:

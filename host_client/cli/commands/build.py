@@ -7,6 +7,7 @@ import os
 
 from host_client import credentials, reference
 from host_client.cli import context, output, progress, units
+from host_client.cli.build_output import Output
 from host_client.cli.commands.prune import build_cache, confirm, prune_filters
 from host_client.cli.errors import CliError
 from host_client.cli.flags import Command
@@ -50,19 +51,28 @@ def build(session: Session, parsed: Parsed) -> int:
     if tree:
         query["progress"] = "steps"
     query["q"] = quiet
-    messages = session.client.messages("POST", "/build", query, b"" if body is None else body, headers)
+    target = Output(parsed["output"]) if parsed["output"] else None
+    if target is not None and parsed["iidfile"]:
+        raise CliError("--iidfile and --output exclude each other: no image is made")
+    if target is None:
+        messages = session.client.messages("POST", "/build", query, b"" if body is None else body, headers)
+    else:
+        query["output"] = target.kind
+        body = b"" if body is None else body
+        messages = target.messages(session.client.request("POST", "/build", query, body, headers))
     if tree:
         from host_client.cli import build_screen
 
         image = build_screen.show(messages, output.ERR)
     else:
-        image = _plain(messages, quiet)
+        shown_on = output.ERR if target is not None and target.to_standard_output else output.OUT
+        image = _plain(messages, quiet, shown_on)
     if parsed["iidfile"]:
         _write(parsed["iidfile"], image)
     return 0
 
 
-def _plain(messages: Any, quiet: bool) -> str:
+def _plain(messages: Any, quiet: bool, descriptor: int) -> str:
     """Print as it comes; the image's id."""
     found: list[str] = []
 
@@ -73,7 +83,7 @@ def _plain(messages: Any, quiet: bool) -> str:
             yield message
 
     try:
-        extra = progress.show(noted(), output.OUT)
+        extra = progress.show(noted(), descriptor)
     except ApiError as error:
         raise CliError(error.message, error.hint, error.status if error.status < 256 else 1)
     ids = [str(item["ID"]) for item in extra if isinstance(item, dict) and item.get("ID")]
@@ -234,6 +244,12 @@ BUILD = Command(
         ("memory-swap", "", "bytes:swap", "Limit of memory and swap together; -1: no limit of swap"),
         ("network", "", "string", "Network of what is run: a name, host or none"),
         ("no-cache", "", "bool", "Carry all steps out anew"),
+        (
+            "output",
+            "o",
+            "string",
+            "Give the files to a folder, or type=tar|oci|docker,dest=FILE; no image is made",
+        ),
         ("platform", "", "string", "Build for this platform (linux/arm64)"),
         ("progress", "", "string", "How to show it: auto, tty (a tree), plain, quiet", "auto"),
         ("pull", "", "bool", "Look for newer versions of base images"),
@@ -255,6 +271,7 @@ BUILD = Command(
     examples=(
         ("wherry build -t app .", "the Dockerfile of this folder"),
         ("wherry build -t app:dev --target dev --build-arg VERSION=2 .", "up to one stage, with an argument"),
+        ("wherry build -o out .", "the target's files into a folder, no image"),
         ("wherry build --secret id=token,src=token.txt .", "for RUN --mount=type=secret,id=token"),
     ),
 )
