@@ -176,3 +176,21 @@ def test_attributes_that_are_not_honoured_are_refused(
     assert re.search(
         r"--output type=\w+,(compression=zstd|annotation.a=b|store=false) is not supported", result.err
     )
+
+
+def test_an_image_layout_in_a_folder(build: Callable[..., Result], tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    for text in ("one", "two"):
+        build(
+            f"FROM busybox\nRUN echo {text} > /f\n",
+            "-t",
+            f"laid:{text}",
+            "-o",
+            f"type=oci,dest={layout},tar=false",
+        )
+    index = json.loads((layout / "index.json").read_text())
+    names = [each["annotations"]["org.opencontainers.image.ref.name"] for each in index["manifests"]]
+    assert names == ["one", "two"]
+    for name in names:
+        done = subprocess.run(["skopeo", "inspect", f"oci:{layout}:{name}"], capture_output=True, check=True)
+        assert len(json.loads(done.stdout)["Layers"]) == 2

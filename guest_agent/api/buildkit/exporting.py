@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from guest_agent.api.buildkit import content
 from guest_agent.api.buildkit.progress import Progress, Vertex
 from guest_agent.api.buildkit.sending import Write, send_file, send_tree
 from guest_agent.api.buildkit.session import Session
@@ -20,7 +24,7 @@ from guest_agent.images.content import digest_of
 from guest_agent.images.manifest import Descriptor
 from guest_agent.images.platforms import Platform, as_json
 from guest_agent.images.reference import Reference
-from guest_agent.images.save import write_archive
+from guest_agent.images.save import Item, write_archive
 from guest_agent.images.store import Lease
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
 _IMAGES = ("moby", "image")
 _ARCHIVES = ("oci", "docker")
+_EXPORT = "export"  # the client's name of the folder of an output
 _TRUE, _FALSE = ("1", "t", "true"), ("", "0", "f", "false")
 # Attributes that ask for what is so in any case, with the values that do.
 _AS_IT_IS = {
@@ -42,7 +47,6 @@ _AS_IT_IS = {
     "name-canonical": _FALSE,
     "registry.insecure": _FALSE,
     "mode": ("", "copy"),
-    "tar": _TRUE,
     "platform-split": _TRUE,
     "buildinfo": _FALSE,
     "attestation-prefix": ("",),
@@ -87,6 +91,7 @@ class Export:
     kind: str
     tags: Sequence[Reference]
     push: bool = False
+    folder: bool = False  # an archive's blobs go into a folder of the client's, an OCI image layout
 
     @property
     def keeps(self) -> bool:
@@ -146,6 +151,8 @@ class Export:
             for each in items:
                 vertex.status(f"exporting manifest {each.package.descriptor.digest}", done=True)
                 vertex.status(f"exporting config {each.package.config.digest}", done=True)
+            if self.folder:
+                return await _fill_folder(whole, described, work, self._answer(results, described.digest))
             vertex.status("sending tarball")
 
             def write(out: Write) -> None:
@@ -171,6 +178,28 @@ class Export:
                 with_tree = partial(look, work.engine, result.state)
                 await send_tree(work.session, self.number, with_tree, directory, copied.told)
                 copied.end()
+
+
+async def _fill_folder(
+    whole: Item, described: Descriptor, work: Work, answer: dict[str, str]
+) -> dict[str, str]:
+    """Puts the blobs of an image into the client's folder; the client writes its index."""
+    blobs = work.engine.images.content
+    for each in (whole, *whole.others):
+        packed = each.package
+        for layer in packed.layers:
+            fd = blobs.open(layer.digest)
+            try:
+                await content.write(work.session, _EXPORT, layer, fd)
+            finally:
+                os.close(fd)
+        assert each.config is not None
+        await content.write(work.session, _EXPORT, packed.config, each.config)
+        await content.write(work.session, _EXPORT, packed.descriptor, packed.manifest)
+    if whole.index:
+        await content.write(work.session, _EXPORT, described, whole.index)
+    encoded = base64.b64encode(json.dumps(described.json()).encode()).decode()
+    return answer | {"containerimage.descriptor": encoded}
 
 
 class _Copied:
@@ -229,12 +258,14 @@ def _export(number: int, kind: str, attributes: Mapping[str, str]) -> Export:
         raise NotSupported(
             f"--output type={kind} is not supported", "It can be image, registry, local, tar, oci or docker."
         )
-    names, push = "", False
+    names, push, folder = "", False, False
     for name, value in attributes.items():
         if name == "name":
             names = value
         elif name == "push" and kind in _IMAGES:
             push = value.lower() in _TRUE
+        elif name == "tar" and kind in _ARCHIVES:
+            folder = value.lower() in _FALSE
         elif name in ("dest", "context", "prefer-image-digest"):
             pass  # the client's own
         elif value.lower() not in _AS_IT_IS.get(name, ()):
@@ -242,12 +273,10 @@ def _export(number: int, kind: str, attributes: Mapping[str, str]) -> Export:
     tags = [reference.parse(text).with_default_tag() for text in names.split(",") if text]
     if push and not tags:
         raise InvalidParameter("tag is needed when pushing to registry", "Name the image: -t NAME.")
-    return Export(number, kind, tags, push)
+    return Export(number, kind, tags, push, folder)
 
 
 def _hint(name: str) -> str:
     if name == "registry.insecure":
         return "List the registry under insecure-registries in the engine's configuration."
-    if name == "tar":
-        return "Write a tar archive, and extract it."
     return "Leave it out."
