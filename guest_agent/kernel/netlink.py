@@ -319,6 +319,7 @@ def add_vlan(name: str, parent: int, number: int) -> Message:
 def add_macvlan(name: str, parent: int, namespace: int, mode: int, mac: bytes) -> Message:
     """Create a macvlan link of `parent` (an index), in the namespace behind that fd.
 
+    Before Linux 6.15 the name must be free in this namespace, too.
     Modes (linux/if_link.h): private 1, vepa 2, bridge 4, passthru 8. EEXIST, EINVAL, EOPNOTSUPP.
     """
     data = nest(IFLA_INFO_DATA, attr_u32(IFLA_MACVLAN_MODE, mode))
@@ -328,6 +329,7 @@ def add_macvlan(name: str, parent: int, namespace: int, mode: int, mac: bytes) -
 def add_ipvlan(name: str, parent: int, namespace: int, mode: int, flags: int) -> Message:
     """Create an ipvlan link of `parent` (an index), in the namespace behind that fd.
 
+    The name is as `add_macvlan` has it.
     Modes (linux/if_link.h): l2 0, l3 1, l3s 2; flags: bridge 0, private 1, vepa 2. EEXIST, EOPNOTSUPP.
     """
     data = nest(
@@ -357,6 +359,11 @@ def set_link(name: str, up: bool | None = None, ipv6_addresses: bool = True, mtu
     if mtu:
         attrs += attr_u32(IFLA_MTU, mtu)
     return RTM_SETLINK, 0, _IFINFOMSG.pack(0, 0, 0, flags if up else 0, flags) + attrs
+
+
+def rename_link(index: int, name: str) -> Message:
+    """Give a link that is down another name. EEXIST."""
+    return RTM_SETLINK, 0, _IFINFOMSG.pack(0, 0, index, 0, 0) + attr_str(IFLA_IFNAME, name)
 
 
 def set_port(index: int, option: int) -> Message:

@@ -251,7 +251,8 @@ def _has_gateway(spec: NetworkSpec, config: IpamConfig) -> bool:
     if spec.driver == "bridge":
         version = 6 if ":" in config.subnet else 4
         return spec.options.get(OPTION_GATEWAY_MODE[version]) != "isolated"
-    return not spec.internal and bool(spec.options.get(lan.OPTION_PARENT))
+    leads_out = not spec.internal and bool(spec.options.get(lan.OPTION_PARENT))
+    return leads_out and not lan.is_routed(spec.driver, spec.options)
 
 
 def _with_gateway(config: IpamConfig, wanted: bool) -> IpamConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from guest_agent.errors import InternalError
@@ -48,6 +49,11 @@ class Lan:
     def routed(self) -> bool:
         """Whether packets leave by the link without a gateway (ipvlan in modes l3 and l3s)."""
         return self.driver == "ipvlan" and self.mode != _IPVLAN_MODES["l2"]
+
+
+def is_routed(driver: str, options: Mapping[str, str]) -> bool:
+    """Whether a network's containers have no gateway, but send by the link itself: ipvlan but in mode l2."""
+    return driver == "ipvlan" and options.get("ipvlan_mode", "") not in ("", "l2")
 
 
 def plan(network: Network) -> Lan:
@@ -162,20 +168,32 @@ def connect(namespace: int, lan: Lan, wire: Wire) -> None:
                 f"the requested parent interface {lan.parent} was not found on the Docker host",
                 "ip link shows the host's links; restarting the engine makes the VLANs it had made.",
             )
+        made = f"lan-{secrets.token_hex(4)}"  # the container's name for it may be one of the host's links
         if lan.driver == "macvlan":
             mac = bytes.fromhex(wire.mac.replace(":", ""))
-            message = netlink.add_macvlan(wire.interface, parent.index, namespace, lan.mode, mac)
+            message = netlink.add_macvlan(made, parent.index, namespace, lan.mode, mac)
         else:
-            message = netlink.add_ipvlan(wire.interface, parent.index, namespace, lan.mode, lan.flags)
+            message = netlink.add_ipvlan(made, parent.index, namespace, lan.mode, lan.flags)
         try:
             kernel.batch([message])
         except NetlinkError as error:
             raise InternalError(f"failed to create the {lan.driver} port: {_reason(error)}", _hint(error))
     try:
+        netns.enter(namespace, lambda _: _rename(made, wire.interface))
+    except BaseException:
+        disconnect(namespace, [made])
+        raise
+    try:
         netns.enter(namespace, lambda _: configure(wire))
     except BaseException:
         disconnect(namespace, [wire.interface])
         raise
+
+
+def _rename(made: str, name: str) -> None:
+    with Netlink() as kernel:
+        if (link := netlink.get_link(kernel, made)) is not None:
+            kernel.batch([netlink.rename_link(link.index, name)])
 
 
 def disconnect(namespace: int, interfaces: list[str]) -> None:

@@ -91,6 +91,36 @@ def test_git_is_missed_by_name(engine: MachineEngine) -> None:
     assert "cannot fetch a git repository: git is not installed" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("driver", "options", "first", "route"),
+    [
+        ("macvlan", (), "10.136.0.2", "default via 10.136.0.1 dev eth0"),
+        ("ipvlan", (), "10.136.0.2", "default via 10.136.0.1 dev eth0"),
+        ("ipvlan", ("-o", "ipvlan_mode=l3"), "10.136.0.1", "default dev eth0 scope link"),
+        ("ipvlan", ("-o", "ipvlan_mode=l3s"), "10.136.0.1", "default dev eth0 scope link"),
+    ],
+)
+def test_networks_on_a_link_of_the_host(
+    engine: MachineEngine, driver: str, options: tuple[str, ...], first: str, route: str
+) -> None:
+    """The machine's kernel has ipvlan, and like many a host an eth0, whose name containers take, too."""
+    docker = engine.docker
+    ip = ("run", "--rm", "--privileged", "--network", "host", "busybox", "ip", "link")
+    docker.ok(*ip, "add", "leads", "type", "dummy")
+    try:
+        docker.ok(*ip, "set", "leads", "up")
+        subnet = ("--subnet", "10.136.0.0/24", "-o", "parent=leads")
+        docker.ok("network", "create", "-d", driver, *subnet, *options, "lan")
+        docker.ok("run", "-d", "--name", "one", "--network", "lan", "busybox", "sleep", "100")
+        assert docker.ok("run", "--rm", "--network", "lan", "busybox", "ping", "-c1", "-W5", "one")
+        assert f" {first}/24 " in docker.ok("exec", "one", "ip", "address", "show", "eth0")
+        assert route in docker.ok("exec", "one", "ip", "route")
+    finally:
+        docker("rm", "-f", "one")
+        docker("network", "rm", "lan")
+        docker.ok(*ip, "delete", "leads")
+
+
 def test_the_hosts_signature_policy(engine: MachineEngine, tls_registry: TlsRegistry) -> None:
     refused = engine.docker("pull", tls_registry.push(container_image("busybox:latest"), "other:1"))
     assert "is rejected by policy" in refused.err
