@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,16 +23,15 @@ from tests.support.images import image
 class Dockerd(OtherEngine):
     """A running dockerd with its files below `root`. `namespace` is the path of its network namespace."""
 
-    def __init__(self, stack: ExitStack, program: str = "") -> None:
+    def __init__(
+        self, stack: ExitStack, program: str = "", options: Sequence[str] = (), namespace: str = ""
+    ) -> None:
+        """`options` are further options of dockerd's; without a `namespace` it gets one of its own."""
         tree = cache_directory() / "docker" / "usr"
         program = program or str(tree / "sbin" / "dockerd")
         self.root = root = Path(tempfile.mkdtemp(prefix="wherry-peer-"))
         stack.callback(shutil.rmtree, root, ignore_errors=True)
-        name = root.name
-        run("ip", "netns", "add", name)
-        stack.callback(run, "ip", "netns", "delete", name)
-        run("ip", "-n", name, "link", "set", "lo", "up")
-        self.namespace = f"/run/netns/{name}"
+        self.namespace = namespace or network_namespace(stack, root.name)
         host = f"unix://{root}/d.sock"
         path = f"{Path(program).parent}:{tree / 'bin'}:{tree / 'sbin'}:{os.environ['PATH']}"
         with open(root / "log", "wb") as log:
@@ -39,6 +39,7 @@ class Dockerd(OtherEngine):
                 [
                     *("nsenter", f"--net={self.namespace}", program, "--host", host),
                     *("--data-root", root / "data", "--exec-root", root / "exec", "--pidfile", root / "pid"),
+                    *options,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -58,6 +59,14 @@ class Dockerd(OtherEngine):
     def _end(self) -> None:
         self.process.terminate()
         self.process.wait()
+
+
+def network_namespace(stack: ExitStack, name: str) -> str:
+    """A network namespace with a loopback interface, and its path."""
+    run("ip", "netns", "add", name)
+    stack.callback(run, "ip", "netns", "delete", name)
+    run("ip", "-n", name, "link", "set", "lo", "up")
+    return f"/run/netns/{name}"
 
 
 class Runc:

@@ -82,6 +82,7 @@ def test_waits_for_health(busybox: str) -> None:
 
 
 def test_settings_of_a_container(busybox: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
     (tmp_path / "file").write_text("mine")
     container = (
         DockerContainer(busybox)
