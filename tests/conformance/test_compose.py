@@ -293,12 +293,20 @@ services:
     compose("down")
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_builds(project: Callable[[str], Project], docker: Cli, version: str) -> None:
+BUILDERS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("wherry", {}),  # asks the engine
+    ("1", {"COMPOSE_DOCKER_CLI_BUILD": "0"}),
+    ("2", {"DOCKER_BUILDKIT": "0"}),
+    ("2", {"DOCKER_BUILDKIT": "1", "COMPOSE_BAKE": "0"}),  # its own client of BuildKit's, without buildx
+)
+
+
+@pytest.mark.parametrize(("version", "environment"), [each for each in BUILDERS if each[0] in VERSIONS])
+def test_builds(
+    project: Callable[[str], Project], docker: Cli, version: str, environment: dict[str, str]
+) -> None:
     compose = project(version)
-    compose.cli.env |= {"COMPOSE_DOCKER_CLI_BUILD": "0"}
-    if version == "2":  # `wherry compose` asks the engine
-        compose.cli.env |= {"DOCKER_BUILDKIT": "0"}
+    compose.cli.env |= environment
     compose.write(
         {
             "compose.yaml": """\

@@ -41,6 +41,7 @@ _AS_IT_IS = {
     "oci-mediatypes": _TRUE,
     "oci-artifact": _FALSE,
     "unpack": (*_TRUE, *_FALSE),
+    "load": (*_TRUE, *_FALSE),  # as Compose sends it; the result is an image of the engine either way
     "store": _TRUE,
     "rewrite-timestamp": _FALSE,
     "push-by-digest": _FALSE,
