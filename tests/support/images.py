@@ -263,6 +263,16 @@ def _python(directory: Path, name: str) -> None:
         write_layout(directory, name, [Content([tar], {"Cmd": ["python3"], "Env": [PATH, "LANG=C.UTF-8"]})])
 
 
+def _systemd(directory: Path, name: str) -> None:
+    """A whole machine with systemd and a kernel, and what an engine of an ordinary user needs."""
+    packages = ["systemd-sysv", "libpam-systemd", "dbus-user-session", "openssh-server", "initramfs-tools"]
+    packages += ["python3-venv", "uidmap", "passt", "busybox-static"]
+    debian = platform.freedesktop_os_release()["ID"] == "debian"
+    packages.append(f"linux-image-cloud-{ARCHITECTURE}" if debian else "linux-image-virtual")
+    with debootstrapped("minbase", f"--include={','.join(packages)}") as tar:
+        write_layout(directory, name, [Content([tar], {"Cmd": ["/sbin/init"]})])
+
+
 def _many_layers(directory: Path, name: str) -> None:
     """120 layers: each adds a file and changes one that all change; every other removes its predecessor's."""
     layers: list[bytes | Path] = [
@@ -398,6 +408,7 @@ RECIPES: dict[str, tuple[Callable[[Path, str], None], int]] = {
     "alpine:3": (_alpine, 1),
     "debian:stable": (_debian, 1),
     "python:3": (_python, 2),
+    "systemd:latest": (_systemd, 1),
     "many-layers:latest": (_many_layers, 1),
     "capabilities:latest": (_capabilities, 2),
     "oddities:latest": (_oddities, 1),
