@@ -256,7 +256,8 @@ def test_sockets_are_the_users_alone(running: Home) -> None:
     for path in (running.machine.layout.api_socket, running.machine.layout.control_socket):
         assert os.stat(path).st_mode & 0o077 == 0
     assert os.stat(running.machine.layout.sockets).st_mode & 0o077 == 0
-    assert os.stat(running.machine.layout.initrd).st_mode & 0o077 == 0, "it holds the server's key"
+    assert b"PRIVATE KEY" not in Path(running.machine.layout.initrd).read_bytes()
+    assert os.stat(os.path.join(running.machine.layout.tls, "server-key.pem")).st_mode & 0o077 == 0
 
 
 def test_what_was_stored_is_there_after_a_restart(running: Home) -> None:
