@@ -66,7 +66,7 @@ class Config:
     default_address_pools: list[dict[str, Any]] = _setting(
         [], "base=NETWORK,size=BITS: where new networks' addresses are cut from", "default-address-pool"
     )
-    mtu: int = _setting(0, "MTU of the default bridge; 0: the system's")
+    mtu: int = _setting(0, "MTU of the default bridge; 0: 1500, without root 65520")
     ip: str = _setting("0.0.0.0", "address that published ports are bound to by default")
     icc: bool = _setting(True, "containers on the default bridge may talk to each other")
     ip_forward: bool = _setting(True, "turn on IP forwarding in the kernel")

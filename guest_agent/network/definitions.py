@@ -86,7 +86,7 @@ class Definitions:
             self._store.save(network)
         self.networks[network.id] = network
         if network.driver in ("bridge", *lan.DRIVERS) and not network.config_only:
-            self.segments[network.id] = Segment(network)
+            self.segments[network.id] = Segment(network, self._config.usual_mtu)
 
     def _default_bridge(self, stored: Network | None, keep: bool) -> Network:
         name = self._config.bridge or naming.bridge_name(self._roots)
@@ -199,7 +199,7 @@ class Definitions:
                 scope=spec.scope or "local",
                 config_from=spec.config_from,
             )
-            segment = Segment(network)
+            segment = Segment(network, self._config.usual_mtu)
             if isinstance(segment.link, Lan):
                 self._make_parent(segment, segment.link, segments)
             else:

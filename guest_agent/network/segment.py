@@ -15,7 +15,7 @@ from guest_agent.network.bridge import Address, Bridge, Wire, host_interface_nam
 from guest_agent.network.firewall import Filtered
 from guest_agent.network.ipam import AddressPool
 from guest_agent.network.lan import Lan
-from guest_agent.network.types import Endpoint, EndpointConfig, IpamConfig, Network, NetworkConfig
+from guest_agent.network.types import MTU, Endpoint, EndpointConfig, IpamConfig, Network, NetworkConfig
 
 OPTION_NAME = "com.docker.network.bridge.name"
 OPTION_ICC = "com.docker.network.bridge.enable_icc"
@@ -23,7 +23,6 @@ OPTION_MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
 OPTION_HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
 OPTION_DEFAULT = "com.docker.network.bridge.default_bridge"
 OPTION_MTU = "com.docker.network.driver.mtu"
-DEFAULT_MTU = 1500
 # Where dockerd keeps its option default-gateway, too.
 AUX_GATEWAY = "DefaultGatewayIPv4"
 OPTION_INHIBIT = "com.docker.network.bridge.inhibit_ipv4"
@@ -48,7 +47,7 @@ _ON_LINK: dict[int, Address] = {4: ipaddress.IPv4Address(0), 6: ipaddress.IPv6Ad
 class Segment:
     """One network with addresses of its own: their pools, and the link containers are connected to."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, usual_mtu: int = MTU) -> None:
         options = network.options
         self.network = network
         self.masquerade = flag(options, OPTION_MASQUERADE, True)
@@ -92,7 +91,7 @@ class Segment:
         self.link = Bridge(
             name=options.get(OPTION_NAME) or f"br-{network.id[:12]}",
             addresses=tuple(addresses),
-            mtu=int(options.get(OPTION_MTU) or DEFAULT_MTU),
+            mtu=int(options.get(OPTION_MTU) or usual_mtu),
             icc=flag(options, OPTION_ICC, True),
             internal=network.internal,
         )
@@ -363,6 +362,6 @@ def default_network(
             OPTION_MASQUERADE: "true" if config.ip_masq else "false",
             OPTION_HOST_BINDING: config.ip,
             OPTION_NAME: bridge,
-            OPTION_MTU: str(config.mtu or DEFAULT_MTU),
+            OPTION_MTU: str(config.mtu or config.usual_mtu),
         },
     )

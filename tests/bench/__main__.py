@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import rootless
+from tests.bench import rootless, throughput
 from tests.bench.builds import builds
 from tests.bench.measure import Command, family, pairs, processor_time, proportional, resident, wall
 from tests.bench.peers import Dockerd, Runc, docker_cli
@@ -28,6 +28,7 @@ from tests.support.cli import REPOSITORY, Cli
 from tests.support.engine import OurEngine
 from tests.support.images import image
 from tests.support.registry import Registry, plain
+from tests.support.rootless import RootlessEngine, User
 
 IMAGE = "busybox"
 MEGABYTE = 1_000_000
@@ -194,6 +195,15 @@ class Bench:
         for what, ours, theirs, peer in rootless.figures(self.stack, self.rounds):
             self.rows.append(Row(what, ours, theirs, "ms", 0.5, True, peer))
 
+    def throughput(self) -> None:
+        user = User()
+        self.stack.callback(user.close)
+        engine = RootlessEngine(user).start()
+        self.stack.callback(engine.close)
+        engine.docker.ok("load", "--quiet", "--input", image("busybox:latest").archive())
+        for what, ours, theirs in throughput.figures(engine, self.ours, max(3, self.rounds // 4)):
+            self.rows.append(Row(what, ours, theirs, "ms", 2.0, True, "the same, with root"))
+
     def agent(self) -> None:
         starts, busy = [], []
         for _ in range(7):
@@ -329,6 +339,7 @@ def main() -> int:
             bench.agent,
             bench.memory,
             bench.rootless,
+            bench.throughput,
         ):
             print(f"… {part.__name__.replace('_', ' ')}", file=sys.stderr)
             part()

@@ -1,4 +1,4 @@
-"""Containers see who connects to their published ports, without root as well."""
+"""The network of an engine without root: who containers see at published ports, and how long packets are."""
 
 from __future__ import annotations
 
@@ -118,3 +118,15 @@ def test_whoever_cannot_be_shown_is_the_gateway(rootless: RootlessEngine) -> Non
         servers.close()
         rootless.docker.ok("rm", "-f", servers.id)
         rootless.docker.ok("network", "rm", "odd")
+
+
+def test_packets_are_as_long_as_the_way_out_takes_them(rootless: RootlessEngine) -> None:
+    docker = rootless.docker
+    docker.ok("network", "create", "long")
+    docker.ok("network", "create", "-o", "com.docker.network.driver.mtu=1400", "short")
+    try:
+        for network, mtu in (("bridge", "65520"), ("long", "65520"), ("short", "1400")):
+            out = docker.ok("run", "--rm", "--network", network, "busybox", "ip", "link", "show", "eth0")
+            assert f" mtu {mtu} " in out
+    finally:
+        docker.ok("network", "rm", "long", "short")
