@@ -349,7 +349,7 @@ async def _bind(engine: Engine, container: Container, point: MountPoint, around:
             },
         )
     elif point.type == "image":
-        await _mount_image(engine, point, target, around.namespaces.get("user", ""))
+        await _mount_image(engine, point, target, around)
         bind.source, bind.writable = target, False
         image_options = point.spec.image_options
         if image_options is not None and image_options.subpath:
@@ -382,10 +382,15 @@ def _owners(engine: Engine, container: Container, point: MountPoint) -> str:
     return ""
 
 
-async def _mount_image(engine: Engine, point: MountPoint, target: str, userns: str) -> None:
+async def _mount_image(engine: Engine, point: MountPoint, target: str, around: Surroundings) -> None:
     overlay = engine.images.image_overlay(engine.images.get(point.source))
     try:
-        await asyncio.to_thread(host_mounts.mount_layers, overlay, target, userns)
+        if around.ids is not None and (userns.inside() or layers.driver() == layers.FUSE):
+            ids = (around.ids.uids, around.ids.gids)
+            await asyncio.to_thread(layers.container_root, overlay, target, ids)
+        else:
+            path = around.namespaces.get("user", "")
+            await asyncio.to_thread(host_mounts.mount_layers, overlay, target, path)
     except (OSError, StageError) as error:
         reason = error.text if isinstance(error, StageError) else error.strerror
         raise InternalError(f"cannot mount image {point.name} at {point.destination}: {reason}")

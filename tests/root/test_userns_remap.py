@@ -18,6 +18,7 @@ from guest_agent.engine import userns_remap
 from guest_agent.errors import InvalidParameter
 from guest_agent.kernel import syscalls
 from tests.support import images
+from tests.support.cli import eventually
 from tests.support.engine import OurEngine
 
 pytestmark = [pytest.mark.root, pytest.mark.ours]
@@ -328,3 +329,23 @@ def test_settings_that_make_no_sense(setting: str, text: str) -> None:
 def test_root_stays_root() -> None:
     assert userns_remap.mapping("root") is None
     assert userns_remap.mapping("0:0") is None
+
+
+@pytest.mark.parametrize("driver", ["fuse-overlayfs", "vfs"])
+def test_with_each_storage_driver(
+    remap_user: str, start_engine: Callable[..., OurEngine], driver: str
+) -> None:
+    docker = (engine := start_engine("--userns-remap", remap_user, "--storage-driver", driver)).docker
+    docker.ok("load", "--quiet", "--input", images.image("busybox:latest").archive())
+    script = "stat -c %u:%g /bin/busybox; echo x > /made; chown 5:6 /made; sleep 1000"
+    docker.ok("run", "--detach", "--name", "box", "busybox", "sh", "-c", script)
+    assert owner_of(engine.inspect("box")["State"]["Pid"]) == ROOT
+    eventually(lambda: "/made" in docker.ok("diff", "box"), what="the file made")
+    assert docker.ok("logs", "box") == "0:0"
+    docker.ok("cp", __file__, "box:/copied")
+    assert docker.ok("exec", "box", "stat", "-c", "%u:%g", "/made", "/copied").split() == ["5:6", "0:0"]
+    docker.ok("commit", "box", "made")
+    mount = ("--mount", "type=image,source=made,target=/image")
+    look = ("stat", "-c", "%u:%g", "/made", "/image/made", "/image/root")
+    assert docker.ok("run", "--rm", *mount, "made", *look).split() == ["5:6", "5:6", "0:0"]
+    assert docker.ok("run", "--rm", "--userns=host", *mount, "made", *look).split() == ["5:6", "5:6", "0:0"]

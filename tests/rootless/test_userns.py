@@ -86,6 +86,8 @@ def test_what_is_written_is_the_containers(rootless: RootlessEngine, user: User,
     # Like any image, for any container.
     for options in ((), (KEPT,)):
         assert run_image(rootless, "boxed", *options) == ["3:4", "0:0"]
+    mount = ("--mount", "type=image,source=boxed,target=/image")
+    assert run(rootless, "stat -c %u:%g /image/made /image/root", KEPT, *mount).split() == ["3:4", "0:0"]
     docker.ok("kill", "box")
     docker.ok("cp", str(tmp_path / "new"), "box:/later")
     docker.ok("start", "box")
