@@ -285,6 +285,42 @@ def test_a_watcher_hears_what_others_do(share: Share, watch: Callable[..., Event
     assert (share.guest / "src" / "deep" / "new").read_text() == "edited"
 
 
+@pytest.fixture
+def recursive(program: Path, tmp_path: Path) -> Iterator[Share]:
+    made = Share(program, tmp_path, system="darwin")
+    yield made
+    made.close()
+
+
+def test_a_watcher_hears_what_is_seen_the_way_of_other_systems(
+    recursive: Share, watch: Callable[..., Events]
+) -> None:
+    """By one watch of the whole folder; here it stands on inotify, on macOS on FSEvents."""
+    assert recursive.guest.is_dir()  # as the engine looks whether there is something to mount
+    top = watch(recursive.guest)
+    (recursive.host / "first").touch()
+    top.heard("first create")
+    deep = recursive.host / "src" / "deep"
+    deep.mkdir(parents=True)
+    (recursive.host / "unknown").mkdir()
+    events = watch(recursive.guest / "src" / "deep")
+    (recursive.host / "unknown" / "file").write_text("nobody knows")
+    (deep / "new").write_text("made")
+    assert events.heard("new close_write")[:3] == ["new create", "new modify", "new close_write"]
+    (deep / "new").rename(deep / "renamed")
+    assert events.heard("renamed moved_to")[-2:] == ["new moved_from", "renamed moved_to"]
+    (deep / "renamed").rename(recursive.host / "unknown" / "away")
+    assert events.heard("renamed delete")[-1] == "renamed delete"
+    os.listdir(recursive.guest / "unknown")
+    (recursive.host / "unknown" / "away").rename(deep / "back")
+    events.heard("back moved_to")
+    (recursive.guest / "src" / "deep" / "own").write_text("inside")
+    (deep / "back").unlink()
+    heard = [event for event in events.heard("back delete") if event.startswith("own")]
+    assert heard == ["own create", "own modify", "own close_write"], "once"
+    assert (recursive.guest / "src" / "deep" / "own").read_text() == "inside"
+
+
 def test_a_watcher_of_one_file_hears_it(share: Share, watch: Callable[..., Events]) -> None:
     (share.host / "settings").write_text("a")
     events = watch(share.guest / "settings")

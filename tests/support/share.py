@@ -24,7 +24,7 @@ os.setgroups([])
 os.setgid(user)
 os.setuid(user)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is its own, as if it had been started so
-sys.exit(serve.main())
+sys.exit(serve.main(sys.argv.pop(1)))
 """
 
 
@@ -42,10 +42,10 @@ def compile_mount(target: Path) -> Path:
 class Share:
     """A folder `host` of this computer, seen by the guest's processes as `guest`.
 
-    `user`: whom the file server runs as.
+    `user`: whom the file server runs as; `system`: whose way it watches the folder in, by `sys.platform`.
     """
 
-    def __init__(self, program: Path, scratch: Path, user: int = 0) -> None:
+    def __init__(self, program: Path, scratch: Path, user: int = 0, system: str = "linux") -> None:
         self.host = scratch / "host"
         self.mount = scratch / "mount"
         self.guest = self.mount / "share0"
@@ -54,7 +54,7 @@ class Share:
         os.chown(self.host, user, user)
         ours, theirs = socket.socketpair(), socket.socketpair()
         files, changes = ours[0].fileno(), theirs[0].fileno()
-        command = [sys.executable, "-c", SERVE, str(ROOT), str(user)]
+        command = [sys.executable, "-c", SERVE, str(ROOT), str(user), system]
         self.log = scratch / "log"
         with open(self.log, "wb") as log:
             self._server = subprocess.Popen(

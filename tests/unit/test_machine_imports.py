@@ -29,6 +29,9 @@ for name in {hidden!r}:
 import host_client.machine
 for module in pkgutil.iter_modules(host_client.machine.__path__):
     importlib.import_module(f"host_client.machine.{{module.name}}")
+import host_client.machine.file_server
+for module in pkgutil.iter_modules(host_client.machine.file_server.__path__):
+    importlib.import_module(f"host_client.machine.file_server.{{module.name}}")
 import host_client.vm, host_client.doctor
 for module in pkgutil.iter_modules(host_client.doctor.__path__):
     importlib.import_module(f"host_client.doctor.{{module.name}}")

@@ -237,7 +237,7 @@ class Changes:
                 st = self._state(change.folder, change.name)
                 if st is None or request.node != change.folder.id:
                     raise FileNotFoundError(errno.ENOENT, "gone again")
-                return (self._server.entry(request, change.folder, change.name, st),)
+                return (self._server.entry(request, change.folder, change.name, st, wanted=False),)
             case Opcode.OPEN if change.kind == MODIFY:
                 return (fuse.OPEN_OUT.pack(HANDLE, 0, 0),)
             case Opcode.SETATTR if change.kind in (MODIFY, ATTRIBUTES):
@@ -271,7 +271,7 @@ class Changes:
                 st = self._state(change.to_folder, change.to_name)
                 if st is None:
                     raise FileNotFoundError(errno.ENOENT, "gone again")
-                return (self._server.entry(request, change.to_folder, change.to_name, st),)
+                return (self._server.entry(request, change.to_folder, change.to_name, st, wanted=False),)
         return None
 
     def _removed(self, request: Request, change: Change) -> bytes:

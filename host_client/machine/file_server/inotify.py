@@ -28,7 +28,7 @@ _EVENT = struct.Struct("=iIII")  # watch, mask, cookie, length of the name
 _BUFFER = 256 * 1024
 
 
-class Watch:
+class Inotify:
     """One inotify instance, which it owns."""
 
     def __init__(self, nodes: Nodes) -> None:

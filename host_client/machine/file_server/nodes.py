@@ -117,6 +117,13 @@ class Nodes:
         node.parent, node.name = parent, name
         self._by_name[parent.id, name] = node
 
+    def find(self, share: Node, folders: Sequence[bytes]) -> Node | None:
+        """A folder by its path, if the guest's kernel knows it."""
+        node: Node | None = share
+        for name in folders:
+            node = self._by_name.get((node.id, name)) if node is not None else None
+        return node if node is not None and node.is_directory else None
+
     def _unname(self, node: Node) -> None:
         key = (node.parent.id if node.parent else 0, node.name)
         if self._by_name.get(key) is node:

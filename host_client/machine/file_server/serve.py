@@ -14,17 +14,47 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from host_client.machine.file_server import fuse
-from host_client.machine.file_server.changes import DONE, Changes
-from host_client.machine.file_server.inotify import Watch
-from host_client.machine.file_server.nodes import Node
+from host_client.machine.file_server.changes import DONE, Changes, Seen
+from host_client.machine.file_server.nodes import Node, Nodes
 from host_client.machine.file_server.server import Parts, Server
 
 log = logging.getLogger("shares")
 
 SETTLE_SECONDS = 0.01  # in which the events of one change come together
 RECEIVE = 256 * 1024
+
+
+class Watch(Protocol):
+    """Sees what others change in folders of this host."""
+
+    fd: int  # readable when something has happened
+    overflowed: bool  # events were lost since this was set to False last
+
+    def add(self, node: Node) -> bool:
+        """Watches a folder, if it can."""
+
+    def remove(self, node: Node) -> None:
+        """Watches it no more."""
+
+    def read(self) -> list[Seen]:
+        """What has happened since the last call, in order; without waiting."""
+
+    def close(self) -> None:
+        """Ends all watches."""
+
+
+def watch_of(system: str, nodes: Nodes, folders: Sequence[str]) -> Watch:
+    """The way to watch folders on a system, by `sys.platform`. Raises OSError."""
+    if system == "linux":
+        from host_client.machine.file_server.inotify import Inotify
+
+        return Inotify(nodes)
+    from host_client.machine.file_server.recursive import RecursiveWatch
+
+    return RecursiveWatch(nodes, folders)
 
 
 class Stream:
@@ -65,22 +95,17 @@ class Stream:
 class FileServer:
     """Server, watch and channels in one loop."""
 
-    def __init__(self, files: socket.socket, orders: socket.socket, folders: Sequence[str]) -> None:
-        """Owns the connections from now on. Raises OSError when a folder cannot be opened."""
+    def __init__(
+        self, files: socket.socket, orders: socket.socket, folders: Sequence[str], system: str
+    ) -> None:
+        """Owns the connections from now on. Raises OSError when a folder cannot be opened or watched."""
         self._files = files
         self._orders = orders
         self._answers = b""
         self._server = Server(folders, _open_directories())
-        self._watch = Watch(self._server.nodes) if sys.platform == "linux" else None
-        self._changes = Changes(self._server, self._add, self._remove)
+        self._watch = watch_of(system, self._server.nodes, folders)
+        self._changes = Changes(self._server, self._watch.add, self._watch.remove)
         self._server.listener = self._changes
-
-    def _add(self, node: Node) -> bool:
-        return self._watch is not None and self._watch.add(node)
-
-    def _remove(self, node: Node) -> None:
-        if self._watch is not None:
-            self._watch.remove(node)
 
     def run(self) -> None:
         """Until a channel is closed from the other side. Raises ValueError for what is no request."""
@@ -90,8 +115,7 @@ class FileServer:
         with selectors.DefaultSelector() as selector:
             for channel in (self._files, self._orders):
                 selector.register(channel, selectors.EVENT_READ)
-            if watch is not None:
-                selector.register(watch.fd, selectors.EVENT_READ)
+            selector.register(watch.fd, selectors.EVENT_READ)
             while True:
                 ready = selector.select(max(due - time.monotonic(), 0) if due else None)
                 for key, _ in ready:
@@ -100,10 +124,10 @@ class FileServer:
                         return
                     if source is self._orders and not self._hear():
                         return
-                    if watch is not None and source == watch.fd:
+                    if source == watch.fd:
                         selector.unregister(source)
                         due = time.monotonic() + SETTLE_SECONDS
-                if watch is not None and due and time.monotonic() >= due:
+                if due and time.monotonic() >= due:
                     due = 0.0
                     self._changes.saw(watch.read())
                     if watch.overflowed:
@@ -141,8 +165,7 @@ class FileServer:
             self._orders.sendall(order)
 
     def close(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
+        self._watch.close()
         self._server.close()
         self._files.close()
         self._orders.close()
@@ -164,11 +187,11 @@ def _open_directories() -> int:
     return max(64, min(4096, soft // 4))
 
 
-def main() -> int:
+def main(system: str = sys.platform) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     os.umask(0)  # modes are the guest's to say
     server = FileServer(
-        socket.socket(fileno=int(sys.argv[1])), socket.socket(fileno=int(sys.argv[2])), sys.argv[3:]
+        socket.socket(fileno=int(sys.argv[1])), socket.socket(fileno=int(sys.argv[2])), sys.argv[3:], system
     )
     try:
         server.run()

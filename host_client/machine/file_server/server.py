@@ -148,15 +148,23 @@ class Server:
 
     # What is shown of a file.
 
-    def entry(self, request: Request, parent: Node, name: bytes, st: os.stat_result) -> bytes:
-        """A file found or made in a folder, as the guest's kernel is told of it; it knows it from now on."""
+    def entry(
+        self, request: Request, parent: Node, name: bytes, st: os.stat_result, wanted: bool = True
+    ) -> bytes:
+        """A file found or made in a folder, as the guest's kernel is told of it; it knows it from now on.
+
+        `wanted`: by a process of the guest's, who may watch it. Else the kernel asks again when one does.
+        """
         node = self.nodes.enter(parent, name, st)
         node.lookups += 1
-        if node.is_directory and self.listener:
-            self.listener.directory(node)
+        if self.listener and wanted:
+            if parent.parent is None:
+                self.listener.directory(parent)
+            if node.is_directory:
+                self.listener.directory(node)
         node.shown = extent(st)
         seconds, attributes = self._attributes(request, node, name, self.nodes.directory(parent), st)
-        holds = WATCHED_SECONDS if parent.watched else ENTRY_SECONDS
+        holds = 0 if not wanted else WATCHED_SECONDS if parent.watched else ENTRY_SECONDS
         return fuse.ENTRY_OUT.pack(node.id, 0, holds, seconds, 0, 0) + attributes
 
     def lost_entry(self, request: Request, parent: Node, name: bytes, mode: int) -> bytes:
@@ -242,8 +250,6 @@ class Server:
     def _share(self, request: Request, share: Node) -> bytes:
         folder = self.nodes.directory(share)
         st = os.fstat(folder)
-        if self.listener:
-            self.listener.directory(share)
         seconds, attributes = self._attributes(request, share, b".", folder, st)
         return fuse.ENTRY_OUT.pack(share.id, 0, ENTRY_SECONDS, seconds, 0, 0) + attributes
 
@@ -376,7 +382,12 @@ class Server:
         if request.node == fuse.ROOT_ID:
             st = os.fstat(self.nodes.directory(self.nodes.shares[0]))
             return (fuse.ATTR_OUT.pack(0, 0, 0) + fuse.attributes(st, 0, 0),)
-        return self.attributes_reply(request, self.nodes.get(request.node))
+        node = self.nodes.get(request.node)
+        if node.parent is None and self.listener:
+            self.listener.directory(
+                node
+            )  # the machine mounts a share without looking at it: a container does
+        return self.attributes_reply(request, node)
 
     def _setattr(self, request: Request, body: memoryview) -> Parts:
         (valid, _, handle, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = (
