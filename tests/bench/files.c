@@ -103,8 +103,12 @@ int main(int arguments, char **values) {
     timed("make", make, count);
     timed("read", read_small, count);
     timed("stat", look, count);
+    timed("stat-again", look, count);
     timed("list", list, count);
     timed("list-again", list, count);
+    sleep(3); /* what has just been written is not trusted to stay */
+    read_small();
+    timed("read-again", read_small, count);
     timed("remove", take_away, count);
     timed("write-MB", write_large, megabytes);
     timed("read-MB", read_large, megabytes);

@@ -178,12 +178,33 @@ def test_an_owner_that_was_given_stays(share: Share) -> None:
     made = as_user(70, "echo 14 > data/VERSION; stat -c '%u:%g %a' data", share.guest)
     assert made.stdout == "70:71 700\n"
     os.chown(share.guest / "data" / "VERSION", 70, -1)
-    time.sleep(1.1)  # what the kernel remembers of it
     assert (share.guest / "data" / "VERSION").stat().st_uid == 70
     assert (share.host / "data").stat().st_uid == USER
     os.symlink("data", share.guest / "link")
     os.lchown(share.guest / "link", 70, 70)
     assert (share.guest / "link").lstat().st_uid == 70
+
+
+def test_a_second_user_owns_what_the_first_has_seen(share: Share) -> None:
+    (share.host / "sticky").mkdir()
+    os.chown(share.host / "sticky", USER, USER)
+    (share.host / "sticky").chmod(0o1777)  # as a folder for temporary files
+    for name in ("one", "two"):
+        (share.host / "sticky" / name).write_text(name)
+        os.chown(share.host / "sticky" / name, USER, USER)
+    script = "cat one > /dev/null; stat -c %u one two"
+    for uid in (0, 1000, 0, 999):
+        assert as_user(uid, script, share.guest / "sticky").stdout == f"{uid}\n{uid}\n"
+    os.stat(share.guest / "sticky" / "two")
+    assert as_user(999, "chmod 700 .; rm one two", share.guest / "sticky").stderr == ""
+    assert stat.S_IMODE((share.host / "sticky").stat().st_mode) == 0o1700
+
+
+def test_space_is_reserved(share: Share) -> None:
+    with open(share.guest / "file", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 100_000)
+        assert os.fstat(file.fileno()).st_size == 100_000
+    assert (share.host / "file").stat().st_blocks * 512 >= 100_000
 
 
 def test_what_this_hosts_user_may_not_do_nobody_may(share: Share) -> None:

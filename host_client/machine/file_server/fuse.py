@@ -49,6 +49,7 @@ class Opcode(IntEnum):
     INTERRUPT = 36
     DESTROY = 38
     BATCH_FORGET = 42
+    FALLOCATE = 43
     READDIRPLUS = 44
     RENAME2 = 45
     COPY_FILE_RANGE = 47
@@ -112,6 +113,9 @@ ACCESS_IN = Struct("<II")
 STATFS_OUT = Struct("<QQQQQIIII24x")  # blocks, free, available, files, files free, block, name, fragment
 DIRENT = Struct("<QQII")  # inode, offset of the next, length of the name, type
 COPY_IN = Struct("<QQQQQQQ")  # from: handle, offset; to: node, handle, offset; length, flags
+FALLOCATE_IN = Struct("<QQQII")  # handle, offset, length, mode, padding
+INVAL_INODE_OUT = Struct("<Qqq")  # node, offset (negative: its attributes alone), length
+NOTIFY_INVAL_INODE = 2  # in place of an error, without a request
 RENAME_NOREPLACE = 1
 KEEP_CACHE = 1 << 1  # in OPEN_OUT: what the guest's kernel has of the file is right
 
@@ -156,15 +160,26 @@ def linux_errno(number: int | None) -> int:
     return _TO_LINUX.get(number or errno.EIO, number or errno.EIO)
 
 
+def forget_attributes(node: int) -> bytes:
+    """Tells the guest's kernel to ask for a file's attributes again."""
+    size = OUT_HEADER.size + INVAL_INODE_OUT.size
+    return OUT_HEADER.pack(size, NOTIFY_INVAL_INODE, 0) + INVAL_INODE_OUT.pack(node, -1, 0)
+
+
 def attributes(st: os.stat_result, uid: int, gid: int) -> bytes:
-    """`struct fuse_attr` of a file, with the owner to show."""
+    """`struct fuse_attr` of a file, with the owner to show.
+
+    Folders are without the sticky bit, by which the guest's kernel would compare owners itself: it is this
+    host that says who may do what.
+    """
+    mode = st.st_mode & ~stat.S_ISVTX if stat.S_ISDIR(st.st_mode) else st.st_mode
     return ATTR.pack(
         st.st_ino,
         st.st_size,
         getattr(st, "st_blocks", (st.st_size + 511) // 512),
         *(ns // 10**9 & 0xFFFFFFFFFFFFFFFF for ns in (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)),
         *(ns % 10**9 for ns in (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)),
-        st.st_mode,
+        mode,
         st.st_nlink,
         uid,
         gid,

@@ -141,6 +141,8 @@ class FileServer:
             return False
         while (message := stream.next()) is not None:
             parts = self._server.answer(message)
+            for notice in self._server.notices():
+                self._files.sendall(notice)
             if parts is not None:
                 self._send(parts)
         return True

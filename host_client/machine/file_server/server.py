@@ -19,10 +19,9 @@ from host_client.machine.file_server.owners import Owners
 
 log = logging.getLogger("shares")
 
-# For how long the guest's kernel takes a name to be what it was: in a folder whose changes it is told of, and
-# in others. Whoever opens a file or looks at it is told anyway when the name is another's.
-WATCHED_SECONDS, ENTRY_SECONDS = 60, 1
-ATTRIBUTE_SECONDS = 1
+# For how long the guest's kernel takes a name and a file's attributes to be what they were: in a folder whose
+# changes it is told of, and in others. Whoever opens a file is told anyway when the name is another's.
+WATCHED_SECONDS, OTHER_SECONDS = 60, 1
 # A file that was changed more recently than this may change again without a new time.
 CLOCK_NS = 2 * 10**9
 USER_SECONDS = 60.0  # for which somebody who opened a file is one of a share's users
@@ -79,6 +78,8 @@ class Server:
         self.owners = Owners()
         self.listener: Listener | None = None
         self._users: dict[int, dict[int, float]] = {}  # of each share: when they opened something last
+        self._shown: dict[int, set[int]] = {}  # of each share: nodes that the only user was told to own
+        self._notices: list[bytes] = []
         self._listings: dict[int, list[tuple[bytes, int, int]]] = {}
         self._listing = 0
         self._buffer = memoryview(bytearray(READ_BUFFER))
@@ -103,6 +104,7 @@ class Server:
             Opcode.READ: self._read,
             Opcode.WRITE: self._write,
             Opcode.COPY_FILE_RANGE: self._copy,
+            Opcode.FALLOCATE: self._allocate,
             Opcode.STATFS: self._statfs,
             Opcode.RELEASE: self._release,
             Opcode.FSYNC: self._fsync,
@@ -164,7 +166,7 @@ class Server:
                 self.listener.directory(node)
         node.shown = extent(st)
         seconds, attributes = self._attributes(request, node, name, self.nodes.directory(parent), st)
-        holds = 0 if not wanted else WATCHED_SECONDS if parent.watched else ENTRY_SECONDS
+        holds = 0 if not wanted else WATCHED_SECONDS if parent.watched else OTHER_SECONDS
         return fuse.ENTRY_OUT.pack(node.id, 0, holds, seconds, 0, 0) + attributes
 
     def lost_entry(self, request: Request, parent: Node, name: bytes, mode: int) -> bytes:
@@ -179,15 +181,29 @@ class Server:
     ) -> tuple[int, bytes]:
         """For how long they hold, and `struct fuse_attr`."""
         owner = self.owners.of(name, folder, st)
+        holds = WATCHED_SECONDS if node.parent is not None and node.parent.watched else OTHER_SECONDS
         if owner is not None:
-            return ATTRIBUTE_SECONDS, fuse.attributes(st, *owner)
-        # It belongs to whoever asks, so it can be remembered only where all who ask are the same.
-        alone = not node.is_directory and self._sole_user(self.nodes.share_of(node)) == request.uid
-        return ATTRIBUTE_SECONDS if alone else 0, fuse.attributes(st, request.uid, request.gid)
+            return holds, fuse.attributes(st, *owner)
+        # It belongs to whoever asks, so it can be remembered only where all who ask are the same. A folder
+        # may have been looked at by the engine for a container of another user's, which begins with it.
+        share = self.nodes.share_of(node)
+        if node.is_directory or self._sole_user(share) != request.uid:
+            return 0, fuse.attributes(st, request.uid, request.gid)
+        self._shown.setdefault(share, set()).add(node.id)
+        return holds, fuse.attributes(st, request.uid, request.gid)
 
     def _use(self, request: Request, node: Node) -> None:
         """Takes note of who opens files: a stat alone may be the engine's."""
-        self._users.setdefault(self.nodes.share_of(node), {})[request.uid] = time.monotonic()
+        share = self.nodes.share_of(node)
+        users = self._users.setdefault(share, {})
+        if request.uid not in users:  # what another was told to own is theirs from now on
+            self._notices += map(fuse.forget_attributes, self._shown.pop(share, ()))
+        users[request.uid] = time.monotonic()
+
+    def notices(self) -> list[bytes]:
+        """What the guest's kernel has to be told before the latest answer."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def _sole_user(self, share: int) -> int | None:
         users = self._users.get(share, {})
@@ -251,7 +267,7 @@ class Server:
         folder = self.nodes.directory(share)
         st = os.fstat(folder)
         seconds, attributes = self._attributes(request, share, b".", folder, st)
-        return fuse.ENTRY_OUT.pack(share.id, 0, ENTRY_SECONDS, seconds, 0, 0) + attributes
+        return fuse.ENTRY_OUT.pack(share.id, 0, OTHER_SECONDS, seconds, 0, 0) + attributes
 
     def _forget(self, request: Request, body: memoryview) -> None:
         self._forget_one(request.node, fuse.FORGET_IN.unpack_from(body)[0])
@@ -268,6 +284,9 @@ class Server:
         except Stale:
             return
         self.nodes.forget(number, lookups)
+        if node.lookups <= 0:
+            for shown in self._shown.values():
+                shown.discard(number)
         if node.watched and node.lookups <= 0 and node.parent is not None and self.listener:
             self.listener.forgotten(node)
 
@@ -416,7 +435,8 @@ class Server:
                 os.chmod(node.files[-1], mode)
             elif not stat.S_ISLNK(node.mode):
                 name, folder = self.nodes.place(node)
-                os.chmod(name, mode, dir_fd=folder)
+                kept = self.nodes.stat(node).st_mode & stat.S_ISVTX if node.is_directory else 0  # not shown
+                os.chmod(name, mode | kept, dir_fd=folder)
         if valid & (Set.UID | Set.GID):
             name, folder = self.nodes.place(node)
             st = self.nodes.stat(node)
@@ -542,6 +562,15 @@ class Server:
         node.shown = extent(st)
         self._wrote(node, st)
         return (fuse.WRITE_OUT.pack(done, 0),)
+
+    def _allocate(self, request: Request, body: memoryview) -> Parts:
+        fd, offset, size, mode, _ = fuse.FALLOCATE_IN.unpack_from(body)
+        node = self._handle(fd)
+        if mode or not hasattr(os, "posix_fallocate"):
+            raise OSError(errno.EOPNOTSUPP, "only more space can be asked for, where this host gives it")
+        os.posix_fallocate(fd, offset, size)
+        self._wrote(node, os.fstat(fd))
+        return NONE
 
     def _release(self, request: Request, body: memoryview) -> Parts:
         fd = fuse.RELEASE_IN.unpack_from(body)[0]
