@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -104,11 +104,50 @@ async def gathered(pieces: AsyncIterator[bytes], limit: int) -> Callable[[int], 
     return lambda size: next(first, b"") or rest(size)
 
 
-def blocking_writer(send: Callable[[P], Coroutine[Any, Any, None]]) -> Callable[[P], None]:
-    """A function for a thread that does `send` on the event loop and waits for it; raises what it does."""
-    loop = asyncio.get_running_loop()
+class Outgoing(Generic[P]):
+    """What a thread gives to the event loop to be sent, a few things ahead: each waits for none of its own.
 
-    def write(what: P) -> None:
-        asyncio.run_coroutine_threadsafe(send(what), loop).result()
+    Used as a context of the loop's; `put` is the thread's. Leaving the context waits until all has been sent
+    and raises what `send` raised, as does `put` after that.
+    """
 
-    return write
+    def __init__(self, send: Callable[[P], Awaitable[None]], ahead: int) -> None:
+        """`ahead`: how many things may wait."""
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Queue[P | None] = asyncio.Queue()
+        self._room = threading.Semaphore(ahead)
+        self._error: BaseException | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def put(self, what: P) -> None:
+        """Gives one thing; blocks while too many wait."""
+        self._room.acquire()
+        if self._error is not None:
+            self._room.release()
+            raise self._error
+        self._loop.call_soon_threadsafe(self._waiting.put_nowait, what)
+
+    async def __aenter__(self) -> Outgoing[P]:
+        self._task = self._loop.create_task(self._run())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        assert self._task is not None
+        if kind is not None:
+            self._task.cancel()
+        self._waiting.put_nowait(None)
+        await asyncio.wait([self._task])
+        if kind is None and self._error is not None:
+            raise self._error
+
+    async def _run(self) -> None:
+        try:
+            while (what := await self._waiting.get()) is not None:
+                await self._send(what)
+                self._room.release()
+        except BaseException as error:
+            self._error = error
+            raise
+        finally:
+            self._room.release()  # lets a thread that waits go on, to see it

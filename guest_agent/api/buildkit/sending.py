@@ -21,9 +21,10 @@ from guest_agent.errors import EngineError, InvalidParameter, NotFound
 from guest_agent.images.tree import attributes
 from guest_agent.kernel.paths import O_PATH, RootFd, open_in_root, reopen
 from guest_agent.kernel.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
-from guest_agent.threads import blocking_writer, to_the_end
+from guest_agent.threads import Outgoing, to_the_end
 
-_PIECE = 1 << 18  # bytes of a message; clients take up to 4 MiB
+_PIECE = 1 << 16  # bytes of a message: larger ones cost more, for the memory of each copy is mapped anew
+_AHEAD = 64  # messages
 _INSIDE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 
 Write = Callable[[bytes], None]
@@ -55,13 +56,14 @@ async def send_file(
         async def send(data: bytes) -> None:
             await stream.send_message(messages.BytesMessage(data=data))
 
-        gather = _Gathered(blocking_writer(send))
+        async with Outgoing(send, _AHEAD) as outgoing:
+            gather = _Gathered(outgoing.put)
 
-        def run() -> None:
-            work(gather.write)
-            gather.flush()
+            def run() -> None:
+                work(gather.write)
+                gather.flush()
 
-        await to_the_end(run, "build-output")
+            await to_the_end(run, "build-output")
         await stream.end()
         await stream.recv_message()  # its end says that all has been written
 
@@ -105,10 +107,11 @@ async def send_tree(
         async def send(packet: Any) -> None:
             await stream.send_message(packet)
 
-        sender = _TreeSender(blocking_writer(send), asked, below, told)
         listening = asyncio.get_running_loop().create_task(_listen(stream, asked))
         try:
-            await to_the_end(lambda: with_tree(sender.run), "build-output")
+            async with Outgoing(send, _AHEAD) as outgoing:
+                sender = _TreeSender(outgoing.put, asked, below, told)
+                await to_the_end(lambda: with_tree(sender.run), "build-output")
             await stream.send_message(messages.Packet(type=FIN), end=True)
             await listening
         finally:
