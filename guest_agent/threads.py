@@ -136,7 +136,7 @@ class Outgoing(Generic[P]):
         assert self._task is not None
         if kind is not None:
             self._task.cancel()
-        self._waiting.put_nowait(None)
+        self._loop.call_soon(self._waiting.put_nowait, None)  # behind what has been put
         await asyncio.wait([self._task])
         if kind is None and self._error is not None:
             raise self._error

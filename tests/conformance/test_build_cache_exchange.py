@@ -182,3 +182,23 @@ def test_docker_py_takes_only_what_the_images_have(
     assert cached() == 3
     client.images.remove("build1")
     client.images.remove("build2")
+
+
+def test_the_clients_log_in_is_used(
+    build: Callable[..., Result],
+    buildx: Cli,
+    docker: Cli,
+    basic_registry: registry.BasicRegistry,
+    tmp_path: Path,
+) -> None:
+    name = f"{basic_registry.address}/private/cached"
+    options = ("--cache-to", f"type=registry,ref={name}:cache,mode=max", "--push", "-t", f"{name}:image")
+    refused = buildx("build", *options, str(tmp_path / "context"), timeout=120)
+    assert refused.code == 1
+    assert "no basic auth credentials" in refused.err
+    login = ("login", "-u", registry.USER, "--password-stdin", basic_registry.address)
+    buildx.ok(*login, input=registry.PASSWORD)
+    build(*options)
+    taken = build("--cache-from", f"type=registry,ref={name}:cache")
+    assert "ERROR" not in taken.err
+    docker.ok("rmi", f"{name}:image")
