@@ -146,7 +146,9 @@ class Outgoing(Generic[P]):
             while (what := await self._waiting.get()) is not None:
                 await self._send(what)
                 self._room.release()
-        except BaseException as error:
+        except Exception as error:
+            self._error = error
+        except asyncio.CancelledError as error:
             self._error = error
             raise
         finally:
