@@ -58,7 +58,7 @@ class EventBus:
         Times are nanoseconds since the epoch. A reader that falls more than BACKLOG events behind is ended.
         """
         filters = filters or {}
-        subscriber = _Subscriber()
+        subscriber = _Subscriber(filters)
         past = [event for event in self._recent if since is not None and event["timeNano"] >= since]
         self._subscribers.add(subscriber)
         try:
@@ -82,6 +82,14 @@ class EventBus:
         finally:
             self._subscribers.discard(subscriber)
 
+    def labels_followed(self, labels: Mapping[str, str]) -> bool:
+        """Whether somebody follows containers by labels that these fit, as Compose follows a project's."""
+        return any(
+            wanted and all(_has_label(labels, each) for each in wanted)
+            for subscriber in self._subscribers
+            if (wanted := subscriber.filters.get("label"))
+        )
+
     @property
     def subscribers(self) -> int:
         """How many listen now (`NEventsListener` of /info)."""
@@ -89,7 +97,8 @@ class EventBus:
 
 
 class _Subscriber:
-    def __init__(self) -> None:
+    def __init__(self, filters: Mapping[str, list[str]]) -> None:
+        self.filters = filters
         self._events: list[Event] = []
         self._arrived = asyncio.Event()
         self._behind = False

@@ -6,7 +6,9 @@ and deleted in the background, which is what makes `docker run --rm` return quic
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from guest_agent.errors import Conflict, EngineError, InternalError
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LINGER = 0.1  # seconds
+
 
 async def remove(
     engine: Engine, container: Container, name: str, force: bool = False, volumes: bool = False
@@ -36,6 +40,7 @@ async def remove(
         return
     container.removing = True
     try:
+        await _linger(engine, container)
         while not container.removed:
             if container.state.running:
                 await _end(engine, container, name, force)
@@ -44,6 +49,19 @@ async def remove(
                     await remove_locked(engine, container, volumes)
     finally:
         container.removing = False
+
+
+async def _linger(engine: Engine, container: Container) -> None:
+    """Leaves who follows a project's events the time to look at what has just ended.
+
+    Compose 2 does when it hears of an end, and crashes when there is nothing any more: with dockerd, which
+    takes about as long to remove a container, it mostly comes in time.
+    """
+    state = container.state
+    if not state.running and engine.events.labels_followed(container.config.labels or {}):
+        left = state.finished_at / 1e9 + _LINGER - time.time()
+        if left > 0:
+            await asyncio.sleep(min(_LINGER, left))  # the clock may have been set back
 
 
 async def _end(engine: Engine, container: Container, name: str, force: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import tarfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import docker
 import pytest
@@ -51,6 +53,32 @@ def test_life(client: docker.DockerClient, busybox: str) -> None:
     container.remove(force=True)
     with pytest.raises(NotFound):
         client.containers.get("renamed")
+
+
+@pytest.mark.ours  # dockerd takes as long as it happens to
+def test_who_follows_a_label_can_look_at_what_ended(client: docker.DockerClient, busybox: str) -> None:
+    """Docker Compose 2 does so in `up`, and crashes where the container is gone already."""
+    container = client.containers.run(busybox, "sleep 600", detach=True, labels={"followed": "yes"})
+    events = client.events(decode=True, filters={"type": "container", "label": "followed=yes"})
+    try:
+        with ThreadPoolExecutor(1) as pool:
+
+            def end() -> None:
+                container.kill()
+                container.wait()
+                container.remove()
+
+            ending = pool.submit(end)
+            for event in events:
+                if event["Action"] == "die":
+                    time.sleep(0.02)  # until it has read and thought
+                    assert client.api.inspect_container(container.id)["State"]["ExitCode"] == 137
+                    break
+            ending.result(20)
+    finally:
+        events.close()
+    with pytest.raises(NotFound):
+        client.api.inspect_container(container.id)
 
 
 def test_wait_with_timeout(client: docker.DockerClient, busybox: str) -> None:

@@ -111,3 +111,20 @@ def event(
 )
 def test_filters(given: events.Event, filters: dict[str, list[str]], expected: bool) -> None:
     assert matches(given, filters) is expected
+
+
+def test_who_follows_labels() -> None:
+    async def main() -> None:
+        bus = EventBus()
+        assert not bus.labels_followed({"a": "b"})
+        follower = asyncio.create_task(collect(bus, filters={"type": ["container"], "label": ["a=b", "c"]}))
+        other = asyncio.create_task(collect(bus, filters={"type": ["container"]}))
+        await asyncio.sleep(0)
+        assert bus.labels_followed({"a": "b", "c": "", "d": ""})
+        assert not bus.labels_followed({"a": "b"})
+        for task in (follower, other):
+            task.cancel()
+        await asyncio.wait([follower, other])
+        assert not bus.labels_followed({"a": "b", "c": ""})
+
+    asyncio.run(main())
