@@ -230,9 +230,13 @@ class _Build:
             raise InvalidParameter(f"invalid from flag value {name}: {error.message}", error.hint)
 
     async def _image(self, name: str, platform: Platform, step: StepInfo | None, pull: bool) -> State:
-        if self._request.images and not reference.image_id(name):
+        request = self._request
+        if (request.images or request.states) and not reference.image_id(name):
             familiar = reference.parse(name).with_default_tag().familiar.removesuffix(":latest")
-            name = self._request.images.get(familiar, name)
+            if (state := request.states.get(familiar)) is not None:
+                self._lease.hold_chains(state.chains)
+                return state
+            name = request.images.get(familiar, name)
         key = (name, str(platform))
         if key not in self._pulls:
             work = self._found(name, platform, step, pull)

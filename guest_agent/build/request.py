@@ -105,6 +105,7 @@ class BuildRequest:
     images: Mapping[str, str] = field(
         default_factory=dict
     )  # that stand for names of images in the Dockerfile
+    states: Mapping[str, State] = field(default_factory=dict)  # results of other builds, likewise
     pull: bool = False
     cache_from: Sequence[CacheFrom] = ()
     cache_only: bool = False  # steps are taken from there alone, as dockerd's classic builder has it

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.compat import compose, docker_py, engines, images, results
 from tests.support.cli import cache_directory, compose_binary
 
-_VERSION = 2  # of what images.fill makes
+_VERSION = 3  # of what images.fill makes
 
 
 def main() -> int:

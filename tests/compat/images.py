@@ -25,6 +25,7 @@ case $1 in
 esac
 """
 _JAVA = f"#!/bin/sh\n{_HTTPD} 8080\n"
+_BASH = '#!/bin/sh\nexec sh "$@"\n'
 _CURL = """#!/bin/sh
 for url; do :; done
 exec /usr/local/bin/busybox wget -q -O - "$url"
@@ -90,10 +91,9 @@ def _server(command: list[str], port: int) -> tuple[Layer, dict[str, Any]]:
     layer.directory("usr/local/bin").directory("usr/share/nginx").directory("usr/share/nginx/html")
     layer.directory("usr/share/nginx/html/words")
     layer.file("usr/local/bin/busybox", Path(busybox).read_bytes(), 0o755)
-    for name, script in (("nginx", _NGINX), ("java", _JAVA), ("curl", _CURL)):
+    for name, script in (("nginx", _NGINX), ("java", _JAVA), ("curl", _CURL), ("bash", _BASH)):
         layer.file(f"usr/local/bin/{name}", script, 0o755)
     layer.file("dispatcher", f"#!/bin/sh\n{_HTTPD} 80\n", 0o755)
-    layer.symlink("usr/local/bin/bash", "/bin/sh")
     layer.file("usr/share/nginx/html/index.html", "<title>Docker Compose demo</title>Welcome to nginx!")
     layer.file("usr/share/nginx/html/words/noun", _WORDS)
     return layer, {"Cmd": command, "ExposedPorts": {f"{port}/tcp": {}}, "StopSignal": "SIGKILL"}

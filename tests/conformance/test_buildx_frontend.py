@@ -87,6 +87,52 @@ def test_compose_builds_its_services_together(
     docker.ok("rmi", "built:a", "built:b")
 
 
+def test_a_target_begins_with_another(
+    buildx: Cli, docker: Cli, loaded: Callable[[str], str], tmp_path: Path
+) -> None:
+    """By FROM and by COPY --from; the other one becomes an image only where it is a target itself."""
+    loaded("busybox:latest")
+    (tmp_path / "docker-bake.hcl").write_text(
+        'target "tools" {\n  dockerfile = "tools"\n}\n'
+        'target "app" {\n  contexts = { base = "target:tools" }\n  tags = ["baked:app"]\n}\n'
+    )
+    (tmp_path / "tools").write_text("FROM busybox\nENV SAID=hello\nRUN echo $RANDOM > /made\n")
+    (tmp_path / "Dockerfile").write_text(
+        "FROM base AS first\nRUN echo $SAID > /said\n"
+        "FROM busybox\nCOPY --from=base /made /made\nCOPY --from=first /said /made /first/\n"
+        "CMD cat /first/said && cmp /made /first/made\n"
+    )
+    before = docker.ok("images", "-aq", "--no-trunc").split()
+    result = buildx("buildx", "bake", "app", cwd=tmp_path, timeout=120)
+    assert result.code == 0, result.err
+    assert docker.ok("run", "--rm", "baked:app") == "hello"
+    assert len(docker.ok("images", "-aq", "--no-trunc").split()) == len(before) + 1
+    result = buildx("buildx", "bake", "app", "tools", "--set", "tools.tags=baked:tools", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert docker.ok("run", "--rm", "baked:tools", "sh", "-c", "echo $SAID") == "hello"
+    docker.ok("rmi", "baked:app", "baked:tools")
+
+
+@pytest.mark.parametrize("bake", ["0", "1"])
+def test_a_service_of_compose_begins_with_another(
+    buildx: Cli, loaded: Callable[[str], str], tmp_path: Path, bake: str
+) -> None:
+    loaded("busybox:latest")
+    (tmp_path / "compose.yaml").write_text(
+        "name: linked\nservices:\n"
+        "  base: {build: {context: ., dockerfile_inline: 'FROM busybox\n\nRUN echo made > /made'}}\n"
+        "  app:\n    build:\n      context: .\n      additional_contexts: {base: 'service:base'}\n"
+        "      dockerfile_inline: 'FROM base\n\nCMD cat /made'\n"
+    )
+    compose = Cli([str(compose_binary(2))], buildx.host, buildx.config)
+    environment = {"DOCKER_BUILDKIT": "1", "COMPOSE_BAKE": bake}
+    for words in (("build", "app"), ("build",)):
+        done = compose(*words, cwd=tmp_path, env=environment, timeout=120)
+        assert done.code == 0, done
+    assert compose("run", "--rm", "-T", "app", cwd=tmp_path, env=environment).out.endswith("made\n")
+    compose.ok("--project-directory", tmp_path, "down", "--rmi", "all")
+
+
 def test_targets_and_parameters_are_listed(build: Callable[..., Result]) -> None:
     targets = build("--call=targets")
     assert targets.out.splitlines() == [

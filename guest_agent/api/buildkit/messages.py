@@ -51,8 +51,11 @@ PruneRequest: 1 filter *string, 2 all bool, 3 keepDuration int64, 4 reservedSpac
     int64, 6 minFreeSpace int64
 APICap: 1 ID string, 2 Enabled bool
 PongResponse: 1 FrontendAPICaps *APICap, 2 LLBCaps *APICap, 3 Workers *WorkerRecord
-Definition: 1 def *bytes
-Ref: 1 id string
+Definition: 1 def *bytes, 2 metadata map Empty
+Op: 1 inputs *Input, 3 source SourceOp
+Input: 1 digest string, 2 index int64
+SourceOp: 1 identifier string
+Ref: 1 id string, 2 def Definition
 RefMap: 1 refs map Ref
 Result: 3 ref Ref, 4 refs RefMap, 10 metadata map bytes
 ReturnRequest: 1 result Result, 2 error Status

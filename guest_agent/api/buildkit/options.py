@@ -16,7 +16,7 @@ from guest_agent.images import platforms
 from guest_agent.images.platforms import Platform
 
 _BUILD_ARG, _LABEL, _CONTEXT = "build-arg:", "label:", "context:"
-_LOCAL, _IMAGE = "local:", "docker-image:"
+_LOCAL, _IMAGE, _INPUT = "local:", "docker-image:", "input:"
 
 
 def request_fields(attributes: Mapping[str, str]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def named_contexts(attributes: Mapping[str, str]) -> dict[str, str]:
     """The further contexts that are directories of the client: name → the directory's name. NotSupported."""
     found = {}
     for name, value in _prefixed(attributes, _CONTEXT).items():
-        if value.startswith(_IMAGE):
+        if value.startswith((_IMAGE, _INPUT)):
             continue
         if not value.startswith(_LOCAL):
             raise NotSupported(
@@ -59,6 +59,12 @@ def named_contexts(attributes: Mapping[str, str]) -> dict[str, str]:
             )
         found[name] = value.removeprefix(_LOCAL)
     return found
+
+
+def linked(attributes: Mapping[str, str]) -> dict[str, str]:
+    """The further contexts that are results of other builds: name → the input's name."""
+    contexts = _prefixed(attributes, _CONTEXT)
+    return {name: value.removeprefix(_INPUT) for name, value in contexts.items() if value.startswith(_INPUT)}
 
 
 def _images(attributes: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
-from guest_agent.api.buildkit import cache_usage, messages
+from guest_agent.api.buildkit import cache_usage, linked, messages, options
 from guest_agent.api.buildkit.session import carry
 from guest_agent.api.buildkit.solve import Job, Jobs, SolveError
 from guest_agent.engine.engine import Engine
@@ -38,7 +38,15 @@ _EXPOSE = "x-docker-expose-session-"
 _BUILD_ID = "buildkit-controlapi-buildid"
 _SERVING = 1
 # What the gateway can: BuildKit's names of capabilities.
-_CAPABILITIES = ("solve.base", "return", "returnmap", "proto.refarray", "importcaches", "gateway.evaluate")
+_CAPABILITIES = (
+    "solve.base",
+    "return",
+    "returnmap",
+    "proto.refarray",
+    "importcaches",
+    "gateway.evaluate",
+    "reference.output",
+)
 _LLB_CAPABILITIES = ("source.local", "exporter.multiple", "gc.freespacefilter")
 _STREAM = Cardinality.STREAM_STREAM
 _HISTORY = "no history of builds is kept", "The progress of a build is told while it runs."
@@ -241,10 +249,15 @@ class BuildServices:
         job = await self._job(stream)
         if len(request.Definition.SerializeToString()):
             raise NotSupported("solving an LLB definition is not supported", "Build from a Dockerfile.")
-        name = await job.build(request.Frontend, dict(request.FrontendOpt))
+        attributes = dict(request.FrontendOpt)
+        states = {
+            name: self._jobs.result(linked.name_of(request.FrontendInputs[key]))
+            for name, key in options.linked(attributes).items()
+        }
+        name = await job.build(request.Frontend, attributes, states)
         result = messages.Result(metadata=job.answers)
         if name:
-            result.ref.id = name
+            result.ref.CopyFrom(messages.Ref(id=name, **{"def": linked.definition(name)}))
         await stream.send_message(messages.GatewaySolveResponse(result=result))
 
     async def _evaluate(self, stream: Stream[Any, Any]) -> None:

@@ -21,6 +21,7 @@ from guest_agent.build.describe import VERSION
 from guest_agent.build.dockerfile import DockerfileError
 from guest_agent.build.dockerfile.types import Lines
 from guest_agent.build.request import BuildRequest, BuildResult
+from guest_agent.build.state import State
 from guest_agent.errors import EngineError, NotFound, NotSupported
 from guest_agent.images.auth import Credentials
 
@@ -54,6 +55,7 @@ class Job:
         self._sessions = sessions
         self._results: dict[str, Results] = {}
         self.answers: dict[str, bytes] = {}  # to a request that is no build's
+        self.ended = False
         self._lease = builder.engine.images.lease()
         self._lease.__enter__()
 
@@ -67,10 +69,16 @@ class Job:
 
     def close(self) -> None:
         """Lets go of the results."""
+        self.ended = True
         self._lease.__exit__()
 
-    async def build(self, frontend: str, attributes: Mapping[str, str]) -> str:
-        """Builds, and returns the name of the result. SolveError, EngineError."""
+    async def build(
+        self, frontend: str, attributes: Mapping[str, str], states: Mapping[str, State] | None = None
+    ) -> str:
+        """Builds, and returns the name of the result. `states`: what stands for names of images.
+
+        SolveError, EngineError.
+        """
         if frontend != FRONTEND and not attributes.get("source", "").startswith("docker/dockerfile"):
             name = attributes.get("source") or frontend or "none"
             raise NotSupported(f"the frontend {name} is not supported", f"Build with {FRONTEND}.")
@@ -102,6 +110,7 @@ class Job:
                 secret=session.secret,
                 ssh=lambda id: session.agent(id, scratch.directory()),
                 contexts=frozenset(named),
+                states=states or {},
                 allow_insecure="security.insecure" in self.request.Entitlements,
                 cache_from=options.cache_from(attributes, lambda path: folder(session, path)),
                 keep=any(export.keeps for export in exports),
@@ -142,6 +151,14 @@ class Job:
             if lines is None and listener is not None and listener.failed is not None:
                 lines = listener.failed.lines
             raise SolveError(error, [_source(dockerfile, lines)] if lines else [])
+
+    def result(self, id: str) -> State | None:
+        """What was built with that image id, while the build is there."""
+        for results in self._results.values():
+            for _, result in results.builds:
+                if result.image_id == id and not self.ended:
+                    return result.state
+        return None
 
     async def export(self, name: str) -> dict[str, str]:
         """Hands over the result in the ways the client wants. EngineError."""
@@ -188,6 +205,15 @@ class Jobs:
         else:
             job.returned.cancel()
         asyncio.get_running_loop().call_later(_KEEP, self._jobs.pop, job.request.Ref, None)
+
+    def result(self, id: str) -> State:
+        """What a build that is there has built with that image id. NotFound."""
+        for job in self._jobs.values():
+            if (state := job.result(id)) is not None:
+                return state
+        raise NotFound(
+            f"no such result: {id}", "It holds as long as the build it is from, and for one platform."
+        )
 
     async def get(self, ref: str) -> Job:
         """The build of a name, which may be about to come. NotFound."""
