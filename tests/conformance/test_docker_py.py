@@ -143,6 +143,13 @@ def test_swarm_and_plugins_are_refused(client: docker.DockerClient) -> None:
         client.plugins.install("some/plugin")
 
 
+@pytest.mark.parametrize(("method", "path"), [("get", ""), ("post", ""), ("delete", "/cp")])
+def test_checkpoints_are_refused(client: docker.DockerClient, method: str, path: str) -> None:
+    """dockerd has them only as an experimental feature, and says that."""
+    answer = getattr(client.api, method)(client.api._url("/containers/box/checkpoints" + path))
+    assert answer.status_code == 501
+
+
 def test_attach_socket(client: docker.DockerClient, busybox: str) -> None:
     container = client.containers.create(busybox, "cat", stdin_open=True)
     stream = container.attach_socket(params={"stdin": 1, "stdout": 1, "stream": 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from guest_agent.api.router import Router
 from guest_agent.api.routes import (
+    absent,
     build,
     container_files,
     container_logs,
@@ -14,7 +15,6 @@ from guest_agent.api.routes import (
     images,
     networks,
     ports,
-    swarm,
     system,
     volume_content,
     volumes,
@@ -23,6 +23,7 @@ from guest_agent.engine.engine import Engine
 
 MODULES = (
     system,
+    absent,  # before containers: a link's name may have a slash, as a checkpoint's path has
     containers,
     container_files,
     container_logs,
@@ -35,7 +36,6 @@ MODULES = (
     ports,
     volumes,
     volume_content,
-    swarm,
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from guest_agent.api.http import Request, Response
 from guest_agent.api.models import CreateVolume
 from guest_agent.api.router import Router
-from guest_agent.api.routes.swarm import NO_MANAGER
+from guest_agent.api.routes.absent import NO_MANAGER
 from guest_agent.engine import volume_queries
 from guest_agent.engine.engine import Engine
 from guest_agent.errors import Unavailable

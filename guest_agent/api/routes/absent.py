@@ -1,4 +1,4 @@
-"""Swarm and plugins, which Wherry does not have: dockerd's answers on a machine that has neither.
+"""Swarm, plugins and checkpoints, which Wherry does not have: dockerd's answers on a machine without them.
 
 Clients ask whether they are there (docker-py leaves the swarm after each test, `docker system info` lists
 plugins), so that "page not found" would be an error where dockerd gives an answer.
@@ -42,6 +42,13 @@ def register(router: Router, engine: Engine) -> None:
             "this engine does not support plugins", hint="Volumes and networks have built-in drivers only."
         )
 
+    async def no_checkpoints(request: Request) -> Response:
+        raise NotSupported(
+            "this engine does not support checkpoints", hint="docker pause keeps a container's memory, too."
+        )
+
+    for method, path in (("GET", ""), ("POST", ""), ("DELETE", "/{checkpoint}")):
+        router.add(method, f"/containers/{{name}}/checkpoints{path}", no_checkpoints)
     router.add("POST", "/swarm/init", no_swarm)
     router.add("POST", "/swarm/join", no_swarm)
     router.add("POST", "/swarm/leave", no_member)
