@@ -40,6 +40,7 @@ COMMON_HEADERS = (
 ).encode()
 
 _DRAIN = 256 * 1024  # bytes of unread request body skipped to keep a connection
+_LINGER = 0.5  # seconds
 
 
 class Server:
@@ -157,6 +158,7 @@ class Connection:
         self._buffer = bytearray()
         self._gone = False
         self._streaming: asyncio.Task[None] | None = None
+        self._lingering: asyncio.Future[None] | None = None
         self._stream: Stream | None = None  # after a hijack
 
     async def run(self) -> None:
@@ -193,6 +195,8 @@ class Connection:
         self._gone = True
         if self._streaming is not None:
             self._streaming.cancel()
+        if self._lingering is not None and not self._lingering.done():
+            self._lingering.set_result(None)
 
     async def _exchange(self) -> bool:
         """One request and its answer; whether another may follow."""
@@ -226,7 +230,24 @@ class Connection:
         if self.closing:
             return False
         self.handling = False
-        return keep_alive and await body.skip()
+        if keep_alive and await body.skip():
+            return True
+        if body.unread():
+            await self._linger()
+        return False
+
+    async def _linger(self) -> None:
+        """Leaves a client that still sends time to read the answer: a close would break its sending.
+
+        RFC 9112, section 9.6.
+        """
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # it has gone
+        self._lingering = asyncio.get_running_loop().create_future()
+        if not self._gone:
+            await asyncio.wait((self._lingering,), timeout=_LINGER)
 
     async def _receive_head(self) -> wire.Head | None:
         buffer = self._buffer
@@ -390,6 +411,10 @@ class _Body:
         if self._continue:
             return False  # the client may or may not send it
         return self._chunks is not None or self._left <= _DRAIN
+
+    def unread(self) -> bool:
+        """Whether the client has more of it to send."""
+        return not self._continue and (self._left > 0 if self._chunks is None else not self._chunks.done)
 
     async def skip(self) -> bool:
         """Reads and drops what the handler left; false when that is too much, or never comes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -516,3 +517,22 @@ def test_many_connections_on_a_unix_listener(tmp_path: Any) -> None:
         return list(result)
 
     assert asyncio.run(main()) == [1] * 200
+
+
+def test_a_client_that_still_sends_can_read_the_answer() -> None:
+    """An upload that is refused: writing goes on without an error until the answer was read."""
+
+    def client(connection: socket.socket) -> bytes:
+        connection.sendall(get("/ignore", f"Content-Length: {1 << 30}", method="POST"))
+        connection.settimeout(0.2)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                connection.send(bytes(1 << 16))
+        connection.settimeout(5)
+        return read_all(connection)
+
+    began = time.monotonic()
+    answer = against_server(client)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nConnection: close\r\n" in answer
+    assert time.monotonic() - began < 5
