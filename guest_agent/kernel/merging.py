@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from .copies import Copier
 from .overlay import FUSE_MARKERS, is_opaque
 from .paths import O_PATH
+from .syscalls import syncfs
 from .trees import remove_tree
 
 
 def merge(layers: Sequence[str], target: str) -> None:
-    """Copies `layers`, topmost first, into the directory `target`. Blocks. Raises OSError.
+    """Copies `layers`, topmost first, into the directory `target`, and to the disk. Blocks. Raises OSError.
 
     What is in `target` already counts as a layer below. The top attributes are the topmost layer's.
     """
@@ -33,6 +34,7 @@ def merge(layers: Sequence[str], target: str) -> None:
                     copier.close()
             finally:
                 os.close(source)
+        syncfs(into)  # whoever gives it its name relies on what is in it
     finally:
         os.close(into)
 

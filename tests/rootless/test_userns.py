@@ -129,6 +129,8 @@ def test_what_cannot_be(rootless: RootlessEngine) -> None:
         result = rootless.wherry("run", "--rm", f"--userns={mode}", "busybox", "true")
         assert text in result.err
     api = rootless.client.api
+    id = api.create_container_from_config({"Image": "busybox", "HostConfig": {"UsernsMode": "keep-id"}})["Id"]
+    assert api.inspect_container(id)["HostConfig"]["UsernsMode"] == "keep-id"
     config = {"Image": "busybox", "HostConfig": {"UsernsMode": "keep-id", "Privileged": True}}
     with pytest.raises(
         docker_py.errors.APIError, match="privileged mode is incompatible with user namespaces"
