@@ -33,6 +33,7 @@ from .container_events import publish
 from .copy_up import copy_up
 from .host import describe, facts
 from .ids import new_id
+from .kept_user import introduce
 from .links import Link, parse_link
 from .log_config import settle_log_config
 from .merge import merge_image_config
@@ -376,6 +377,9 @@ async def _make_files(engine: Engine, container: Container, image: Image) -> Non
     size = storage_size(record.host_config)
     overlay = container.overlay = await engine.images.prepare(record.id, image, size)
     kept = host_owners(record.host_config)
+    if kept is not None:
+        own = user_namespaces.kept(record.host_config.userns_mode).inside(0, 0)
+        await asyncio.to_thread(introduce, overlay, *own, record.config.working_dir or "/")
     for point in record.mounts:
         if point.type == "volume" and point.copy_data:
             mounted = await engine.volumes.mount(point.name, record.id)

@@ -48,6 +48,33 @@ def test_the_image_has_its_owners(rootless: RootlessEngine, user: User) -> None:
     assert run(rootless, script, KEPT, "--user=root").split() == ["0", "5:6"]
 
 
+def test_programs_know_the_user(rootless: RootlessEngine, user: User) -> None:
+    script = "id -un; id -gn; echo $HOME; grep -c . /etc/passwd; stat -c %u:%g:%a /etc /etc/passwd"
+    plain = rootless.docker.ok("run", "--rm", "busybox", "grep", "-c", ".", "/etc/passwd")
+    out = run(rootless, script, KEPT, "--workdir=/var").split()
+    assert out[:4] == [user.name, user.name, "/var", str(int(plain) + 1)]
+    assert out[4:] == ["0:0:755", "0:0:644"]
+    # Whom the image knows it has a name and a home for.
+    assert run(
+        rootless, "id -un; echo $HOME; grep -c . /etc/passwd", "--userns=keep-id:uid=1,gid=1"
+    ).split() == [*("daemon", "/usr/sbin", plain)]
+
+
+def test_images_that_know_nobody(rootless: RootlessEngine, user: User, tmp_path: Path) -> None:
+    """Without the files, or with something else in their place."""
+    look = ("grep", "^Uid", "/proc/self/status")
+    for made in (
+        "rm /etc/passwd /etc/group",
+        "rm -r /etc",
+        "rm -r /etc; ln -s /var /etc",
+        "rm /etc/passwd; mkfifo /etc/passwd",
+    ):
+        rootless.docker.ok("run", "--name", "odd", "busybox", "sh", "-c", f"{made}; rm -f /var/passwd; true")
+        rootless.docker.ok("commit", "--pause=false", "odd", "odd")
+        assert rootless.wherry.ok("run", "--rm", KEPT, "odd", *look).split() == ["Uid:", *[str(user.uid)] * 4]
+        rootless.docker.ok("rm", "odd")
+
+
 def test_root_inside_is_not_the_user(rootless: RootlessEngine, user: User, shared: Path) -> None:
     (shared / "private").write_text("private")
     (shared / "private").chmod(0o600)
@@ -157,3 +184,17 @@ def test_remapping_is_roots(user: User) -> None:
     )
     assert done.returncode == 1
     assert "userns-remap is for an engine of root's" in done.stderr
+
+
+@pytest.mark.parametrize("driver", ["fuse-overlayfs", "vfs"])
+def test_with_each_storage_driver(
+    start_rootless: Callable[..., RootlessEngine], user: User, driver: str
+) -> None:
+    engine = start_rootless("--storage-driver", driver)
+    engine.docker.ok("run", "--name", "made", "busybox", "sh", "-c", "echo x > /made; chown 3:4 /made")
+    engine.docker.ok("commit", "--pause=false", "made", "layered")
+    engine.wherry.ok(
+        "run", "--name", "kept", KEPT, "-v", "/usr", "layered", "sh", "-c", "id -un; stat -c %u /made /bin"
+    )
+    assert engine.docker.ok("logs", "kept").split() == [user.name, "3", "0"]
+    assert engine.docker.ok("start", "-a", "kept").split() == [user.name, "3", "0"]
