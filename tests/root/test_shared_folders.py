@@ -6,8 +6,10 @@ import errno
 import mmap
 import os
 import select
+import shutil
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,13 +42,15 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def share(program: Path, tmp_path: Path) -> Iterator[Share]:
-    tmp_path.chmod(0o755)
-    for folder in tmp_path.parents[:2]:
-        folder.chmod(0o755)  # another user has to get there
-    made = Share(program, tmp_path, USER)
+def share(program: Path) -> Iterator[Share]:
+    # Not below pytest's folder: another user has to get there.
+    scratch = Path(tempfile.mkdtemp(prefix="wherry-share-"))
+    scratch.chmod(0o755)
+    made = Share(program, scratch, USER)
     yield made
     made.close()
+    assert not made.mount.is_mount()
+    shutil.rmtree(scratch)
 
 
 def as_user(uid: int, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
