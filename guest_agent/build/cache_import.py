@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from guest_agent.build.request import Blobs
 from guest_agent.errors import InvalidParameter
 from guest_agent.images import cache_manifest, reference
 from guest_agent.images import manifest as manifests
+from guest_agent.images.assemble import extract_layer
 from guest_agent.images.cache_manifest import CacheDocument, CachedStep
 from guest_agent.images.content import digest_of
 from guest_agent.images.manifest import Descriptor
 from guest_agent.images.repository import CONFIGS, Manifest, descriptor, parse_manifest
 from guest_agent.images.store import ImageStore, LayerRow, Lease
-from guest_agent.images.unpack import SMALL, StagedLayer, reading
 
 _MAX_CONFIG = 64 << 20  # bytes of what lists the steps
 
@@ -75,18 +74,10 @@ class ImportedCache:
                     if writer.size > blob.size:
                         break
                 writer.commit(blob.digest)
-        fd = store.content.open(blob.digest)
-        try:
-            with StagedLayer(store.snapshots, base=not chains) as staged:
-                staged.unpack(reading(fd), layer.diff, blob.size <= SMALL)
-                staged.commit(layer.chain, store.snapshots.lower(chains))
-                row = LayerRow(
-                    layer.chain, layer.parent, layer.diff, staged.size, blob.digest, blob.media_type
-                )
-                store.add_layer(row)
-                return row
-        finally:
-            os.close(fd)
+        size = extract_layer(store, blob, layer.diff, chains, layer.chain)
+        row = LayerRow(layer.chain, layer.parent, layer.diff, size, blob.digest, blob.media_type)
+        store.add_layer(row)
+        return row
 
 
 def open_folder(digest: str, blobs: Blobs) -> ImportedCache:

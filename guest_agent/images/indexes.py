@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from guest_agent.images import manifest, platforms
+from guest_agent.images.content import digest_of
 from guest_agent.images.package import Package, package
 from guest_agent.images.platforms import Platform
 from guest_agent.images.reference import Reference
@@ -28,11 +29,12 @@ def add(store: ImageStore, ids: Sequence[str], names: Sequence[Reference]) -> st
     data = document(images, [package(store, image) for image in images])
     runs = (each.id for each in images if platforms.can_run(platforms.of_config(each.config)))
     main = next(runs, ids[0])
-    with store.lock, store.lease() as lease:
-        digest = store.content.put(data)
+    with store.lease() as lease:
+        digest = digest_of(data)
         lease.hold(digest)
+        store.content.put(data, digest)
         store.content.sync()
-        with store.metadata.transaction(durable=True) as db:
+        with store.lock, store.metadata.transaction(durable=True) as db:
             db.executemany(
                 "INSERT OR IGNORE INTO indexes VALUES(?, ?, ?)",
                 [(digest, position, id) for position, id in enumerate(ids)],
