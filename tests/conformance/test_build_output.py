@@ -75,6 +75,8 @@ def test_what_goes_wrong(build: Callable[..., Result], tmp_path: Path) -> None:
     assert blocked.code == 1
     assert f"cannot write {tmp_path}/file/below: Not a directory" in blocked.err
     assert "invalid output: type=what" in build("-o", "type=what,dest=x").err
+    several = build("--platform", "linux/amd64,linux/arm64")
+    assert "building for several platforms at once (linux/amd64,linux/arm64) is BuildKit's" in several.err
     assert "exclude each other" in build("-o", "x", "--iidfile", "y").err
     (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN exit 3\n")
     failed = build("-o", f"{tmp_path}/nothing")

@@ -285,6 +285,10 @@ def _settings(query: Query) -> dict[str, Any]:
         security_opt=_json(query.get("securityopt"), list, "securityopt") or None,
     )
     platform = query.get("platform")
+    if "," in platform:
+        raise NotSupported(
+            f"building for several platforms at once ({platform}) is BuildKit's", "Use docker buildx."
+        )
     sources = _json(query.get("cachefrom"), list, "cachefrom")
     return {
         "target": query.get("target"),
