@@ -50,7 +50,7 @@ def run(
             for _ in range(2):
                 begun = time.monotonic()
                 output = _one(contender, program, directory, variables, test)
-                outcome = _read(test, output)
+                outcome = read(test, output)
                 _clear(contender)
                 if all(result.outcome != "failed" for result in outcome.values()):
                     break
@@ -88,7 +88,8 @@ def _one(contender: Contender, program: Path, directory: Path, variables: dict[s
     return done.stdout.decode(errors="replace")
 
 
-def _read(test: str, output: str) -> dict[str, Result]:
+def read(test: str, output: str) -> dict[str, Result]:
+    """What became of a test and its parts by its output."""
     results = {name: Result(_OUTCOMES[word]) for word, name in _LINE.findall(output)}
     results.setdefault(
         test, Result("failed", "did not end" if "panic: test timed out" in output else "broke off")

@@ -50,14 +50,15 @@ def run(contender: Contender, source: Path, only: str = "") -> dict[str, Result]
             )
             if not report.exists():
                 raise RuntimeError(f"{file.name} did not run:\n{done.stdout}")
-            results |= _read(report)
+            results |= read(report)
         finally:
             shutil.rmtree(home, ignore_errors=True)
         contender.engine.forget()
     return results
 
 
-def _read(report: Path) -> dict[str, Result]:
+def read(report: Path) -> dict[str, Result]:
+    """What became of each test by pytest's report in JUnit's format."""
     results: dict[str, Result] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname', '').removeprefix('tests.integration.')}::{case.get('name')}"
