@@ -55,10 +55,13 @@ class EventBus:
     ) -> AsyncIterator[Event]:
         """Events from now on, after the remembered ones from `since`; ends at `until`.
 
+        With `until` alone all remembered ones come first, as with dockerd.
         Times are nanoseconds since the epoch. A reader that falls more than BACKLOG events behind is ended.
         """
         filters = filters or {}
         subscriber = _Subscriber(filters)
+        if since is None and until is not None:
+            since = 0
         past = [event for event in self._recent if since is not None and event["timeNano"] >= since]
         self._subscribers.add(subscriber)
         try:
@@ -144,7 +147,7 @@ def matches(event: Event, filters: Mapping[str, list[str]]) -> bool:
                 value == attributes.get("name") or actor_id.startswith(value) for value in values
             )
         else:
-            ok = False
+            continue  # dockerd does not look at filters it does not know
         if not ok:
             return False
     return True

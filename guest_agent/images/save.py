@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from guest_agent.errors import NotFound
 from guest_agent.images import indexes, manifest, platforms, reference, tar
 from guest_agent.images.content import digest_of
 from guest_agent.images.manifest import Descriptor
@@ -65,7 +66,10 @@ def select(store: ImageStore, names: Sequence[str], platform: Platform | None = 
             elif not ref.digest and store.named(ref):
                 add(store.get(name), ref)
                 continue
-        add(store.get(name))
+        try:
+            add(store.get(name))
+        except NotFound as error:
+            raise NotFound(f"No such image: {name}", error.hint)
     return list(found.values())
 
 

@@ -107,6 +107,10 @@ def test_events_filters(docker: Cli, busybox: str) -> None:
     assert actions("event=die") == ["die", "die"]
     assert actions("label=team=a", "event=start", "event=die") == ["start", "die"]
     assert actions("type=volume") == []
+    assert actions("event=die", "nonsense=x") == ["die", "die"]
+    soon = str(time.time() + 0.5)  # without --since: all that is remembered, and what comes until then
+    known = docker.ok("events", "--until", soon, "--filter", "container=one", "--format", "{{.Action}}")
+    assert known.split()[-5:] == ["create", "attach", "start", "die", "destroy"]
     assert actions(f"image={busybox}", "event=create") == ["create", "create"]
 
 

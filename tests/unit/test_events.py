@@ -44,12 +44,12 @@ def test_since_gives_the_remembered_and_until_ends() -> None:
         now = time.time_ns()
         assert (await collect(bus, since=1, until=now))[0] == "5"
         assert len(await collect(bus, since=1, until=now)) == events.REMEMBERED
-        assert await collect(bus, until=now) == []
+        assert len(await collect(bus, until=now)) == events.REMEMBERED
         started = time.monotonic()
         task = asyncio.create_task(collect(bus, until=time.time_ns() + 50_000_000))
         await asyncio.sleep(0)
         bus.publish("network", "new", "n", {})
-        assert await task == ["new"]
+        assert (await task)[-1:] == ["new"]
         assert time.monotonic() - started < 1
         assert bus.subscribers == 0
 
@@ -106,7 +106,7 @@ def event(
         (event(k="v"), {"label": ["k=v", "other"]}, False),
         (event(k="v"), {"label": ["k=w"]}, False),
         (event(), {"scope": ["swarm"]}, False),
-        (event(), {"nonsense": ["x"]}, False),
+        (event(), {"nonsense": ["x"]}, True),
     ],
 )
 def test_filters(given: events.Event, filters: dict[str, list[str]], expected: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncIterator
 from functools import cache
 
@@ -56,8 +55,6 @@ def register(router: Router, engine: Engine) -> None:
             raise InvalidParameter(
                 f"`since` time ({query.get('since')}) cannot be after `until` time ({query.get('until')})"
             )
-        if since is None and until is not None and until < time.time_ns():
-            since = 0  # only the past is asked for
         found = engine.events.subscribe(since, until, query.filters())
 
         async def lines() -> AsyncIterator[bytes]:
