@@ -47,7 +47,7 @@ _NAMESPACES = {
 _ALL_BUT_USER = (
     s.CLONE_NEWNS | s.CLONE_NEWUTS | s.CLONE_NEWIPC | s.CLONE_NEWPID | s.CLONE_NEWNET | s.CLONE_NEWCGROUP
 )
-_ENOTDIR, _EINVAL, _SIGKILL = 20, 22, 9
+_ESRCH, _ENOTDIR, _EINVAL, _SIGKILL = 3, 20, 22, 9
 EXIT_FAILED = 125
 """The exit status of a launch child that could not become its process."""
 
@@ -299,6 +299,8 @@ def _join_running(pidfd: int, namespaces: int) -> None:
         namespaces &= _others(pidfd)  # the host's, which we are in, may not be joined again
     try:
         s.setns(pidfd, namespaces)
+    except ProcessLookupError as e:
+        raise StageError("process", _ESRCH, "cannot exec in a stopped container") from e
     except OSError as e:
         raise in_init("namespaces", "error joining the container's namespaces: setns", e) from e
 

@@ -100,6 +100,7 @@ EXCUSES = (
     "address already in use",
     "is not running",
     "joining the container's namespaces",
+    "cannot exec in a stopped container",
     "ended early",
     "unable to clone",
     "no such process",
