@@ -296,8 +296,14 @@ def test_a_crash_of_qemu_is_noticed(running: Home) -> None:
 
 def test_a_killed_supervisor_leaves_no_qemu(running: Home) -> None:
     state = running.state()
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(state["supervisor"])], capture_output=True, text=True
+    )
+    children = [int(pid) for pid in listed.stdout.split()]
+    assert state["qemu"] in children
+    assert len(children) == 2, "QEMU and the file server"
     os.kill(state["supervisor"], signal.SIGKILL)
-    eventually(lambda: not _alive(state["qemu"]), 10)
+    eventually(lambda: not any(_alive(child) for child in children), 10)
     eventually(lambda: not running.machine.running(), 20)  # the kernel may be flushing what it wrote
     assert running.machine.start()["qemu"] != state["qemu"]
     assert running.docker.ok("run", "--rm", "busybox", "echo", "well") == "well"
