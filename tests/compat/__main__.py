@@ -9,6 +9,7 @@ Exits with 1 when a test passes on dockerd that does not on Wherry.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -33,7 +34,12 @@ def main() -> int:
     parser.add_argument("--engine", choices=["dockerd", "wherry"], help="leave out the other")
     parser.add_argument("--results", type=Path, help="directory to keep results and logs in")
     options = parser.parse_args()
-    directory = options.results or Path(tempfile.mkdtemp(prefix="wherry-compat-"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the engines are ended, too
+    if options.suite == "compose" and options.program is None:
+        parser.error("compose needs --program")
+    directory = options.results or Path(tempfile.mkdtemp(prefix="wherry-compat-results-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    print(f"outcomes and logs: {directory}", flush=True)
     outcomes: dict[str, results.Results] = {}
     for name, start in (("dockerd", engines.dockerd), ("wherry", engines.ours)):
         path = directory / f"{options.suite}-{name}.json"
