@@ -172,8 +172,9 @@ def words(text: str, folder: Path, docker: Cli) -> list[str]:
 
 
 def limited(line: str) -> ParameterSet:
-    """Lines with limits that are warned about where there are no control groups."""
-    return pytest.param(line, marks=pytest.mark.rootful("control groups") if "--memory-swap" in line else ())
+    """Lines with what is warned about where there are no control groups."""
+    warned = any(flag in line for flag in ("--memory-swap", "--cgroup-parent", "--device-cgroup-rule"))
+    return pytest.param(line, marks=pytest.mark.rootful("control groups") if warned else ())
 
 
 @pytest.mark.parametrize("flags", [limited(line) for line in ACCEPTED.splitlines()])
