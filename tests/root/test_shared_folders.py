@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from guest_agent.kernel import inotify
+from guest_agent.kernel import inotify, syscalls
 from tests.support.cli import eventually
 from tests.support.share import Share, compile_mount
 
@@ -264,6 +264,25 @@ def test_a_file_in_the_guests_cache_is_read_again_after_a_change(share: Share) -
     os.utime(file, (10**9, 10**9))
     for _ in range(3):
         assert (share.guest / "file").read_text() == "dddd" == file.read_text()
+
+
+def test_a_single_file_that_is_mounted_follows_its_name(share: Share, tmp_path: Path) -> None:
+    """As `-v ./settings:/etc/settings` while an editor saves it, which puts a new file in its place."""
+    file, mounted = share.host / "settings", tmp_path / "settings"
+    file.write_text("first")
+    mounted.touch()
+    syscalls.mount(str(share.guest / "settings"), str(mounted), flags=syscalls.MS_BIND)
+    try:
+        assert mounted.read_text() == "first"
+        file.write_text("written over, and longer")
+        assert mounted.read_text() == "written over, and longer"
+        for text in ("in its place", "in its place once more"):
+            (share.host / ".swap").write_text(text)
+            (share.host / ".swap").replace(file)
+            assert mounted.read_text() == text == (share.guest / "settings").read_text()
+            assert mounted.stat().st_size == len(text)
+    finally:
+        syscalls.umount2(str(mounted))
 
 
 def test_a_folder_in_anothers_place_is_the_new_one(share: Share) -> None:

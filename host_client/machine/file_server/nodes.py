@@ -26,7 +26,19 @@ class Stale(Exception):
 class Node:
     """One file or folder."""
 
-    __slots__ = ("cached", "files", "id", "key", "lookups", "mode", "name", "parent", "shown", "watched")
+    __slots__ = (
+        "cached",
+        "doubted",
+        "files",
+        "id",
+        "key",
+        "lookups",
+        "mode",
+        "name",
+        "parent",
+        "shown",
+        "watched",
+    )
 
     def __init__(self, number: int, parent: Node | None, name: bytes, st: os.stat_result) -> None:
         self.id = number
@@ -38,6 +50,7 @@ class Node:
         self.files: list[int] = []  # descriptors of ours by which it is open
         self.shown: tuple[int, ...] = ()  # `extent` of the content the guest's kernel was told of last
         self.cached: tuple[int, ...] = ()  # `signature` of the file whose content the guest's kernel has
+        self.doubted = False  # its name was another file's when it was looked for last
         self.watched = False  # changes of a folder by others are told to the guest
 
     @property
@@ -210,16 +223,34 @@ class Nodes:
             st = os.stat(node.name, dir_fd=self.directory(node.parent), follow_symlinks=False)
         except FileNotFoundError:
             raise Stale
-        if (st.st_dev, st.st_ino) != node.key:
-            raise Stale
+        self._check(node, st)
         return st
+
+    def _check(self, node: Node, st: os.stat_result) -> None:
+        """What is found under a node's name must be its file. Raises Stale when it is another one.
+
+        A kernel that knows a path looks it up again then. It comes back with the same node where it knows
+        none: a single file mounted into a container, which becomes what took its place, as editors save.
+        """
+        if (st.st_dev, st.st_ino) == node.key:
+            node.doubted = False
+            return
+        if not (node.doubted and stat.S_ISREG(node.mode) and stat.S_ISREG(st.st_mode)):
+            node.doubted = True
+            raise Stale
+        if self._by_key.get(node.key) is node:
+            del self._by_key[node.key]
+        node.key = (st.st_dev, st.st_ino)
+        self._by_key.setdefault(node.key, node)
+        node.cached, node.doubted = (), False
 
     def place(self, node: Node) -> tuple[bytes, int]:
         """Name and folder by which a node's file can be reached, checked. Raises Stale, OSError."""
         if node.parent is None:
             return b".", self.directory(node)
         name, folder = node.name, self.directory(node.parent)
-        st = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        if (st.st_dev, st.st_ino) != node.key:
+        try:
+            self._check(node, os.stat(name, dir_fd=folder, follow_symlinks=False))
+        except FileNotFoundError:
             raise Stale
         return name, folder

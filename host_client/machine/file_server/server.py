@@ -495,10 +495,9 @@ class Server:
         fd = os.open(name, fuse.open_flags(flags) & ~os.O_EXCL | _NONBLOCK | _FILE, dir_fd=folder)
         st = os.fstat(fd)
         if not flags & 0x200 and extent(st) != node.shown:
-            # The guest's kernel would read as many bytes as it believes there are: it is to look again, once.
+            # The guest's kernel would read as many bytes as it believes there are.
             node.shown = extent(st)
-            os.close(fd)
-            raise Stale
+            self._notices.append(fuse.forget_attributes(node.id))
         self._opened(node, fd)
         if flags & 0x200:
             self._wrote(node, st)
