@@ -340,13 +340,13 @@ def test_a_watcher_hears_what_is_seen_the_way_of_other_systems(
     recursive: Share, watch: Callable[..., Events]
 ) -> None:
     """By one watch of the whole folder; here it stands on inotify, on macOS on FSEvents."""
+    deep = recursive.host / "src" / "deep"
+    deep.mkdir(parents=True)
+    (recursive.host / "unknown").mkdir()
     assert recursive.guest.is_dir()  # as the engine looks whether there is something to mount
     top = watch(recursive.guest)
     (recursive.host / "first").touch()
     top.heard("first create")
-    deep = recursive.host / "src" / "deep"
-    deep.mkdir(parents=True)
-    (recursive.host / "unknown").mkdir()
     events = watch(recursive.guest / "src" / "deep")
     (recursive.host / "unknown" / "file").write_text("nobody knows")
     (deep / "new").write_text("made")
@@ -372,6 +372,19 @@ def test_a_watcher_of_one_file_hears_it(share: Share, watch: Callable[..., Event
     assert "modify" in events.heard("close_write")
     (share.host / "settings").unlink()
     assert events.heard("delete_self") is not None
+
+
+def test_what_is_only_passed_through_is_not_told(share: Share, watch: Callable[..., Events]) -> None:
+    """As where a folder below the one for temporary files is mounted, in which much happens all the time."""
+    (share.host / "project").mkdir()
+    assert (share.guest / "project").is_dir()
+    events = watch(share.guest, share.guest / "project")
+    (share.host / "noise").touch()
+    (share.host / "project" / "end").touch()
+    assert not [event for event in events.heard("end close_write") if event.startswith("noise")]
+    assert share.guest.is_dir()  # somebody wants the folder itself
+    (share.host / "told").touch()
+    assert "told create" in events.heard("told create")
 
 
 def test_what_is_done_inside_is_heard_once(share: Share, watch: Callable[..., Events]) -> None:

@@ -160,10 +160,10 @@ class Server:
         node = self.nodes.enter(parent, name, st)
         node.lookups += 1
         if self.listener and wanted:
-            if parent.parent is None:
-                self.listener.directory(parent)
             if node.is_directory:
                 self.listener.directory(node)
+            elif parent.parent is None:  # not for folders: the way to any of them leads through here
+                self.listener.directory(parent)
         node.shown = extent(st)
         seconds, attributes = self._attributes(request, node, name, self.nodes.directory(parent), st)
         holds = 0 if not wanted else WATCHED_SECONDS if parent.watched else OTHER_SECONDS
@@ -596,6 +596,8 @@ class Server:
         if request.node != fuse.ROOT_ID:
             node = self.nodes.get(request.node)
             self._use(request, node)
+            if self.listener:
+                self.listener.directory(node)
         self._listing += 1
         self._listings[self._listing] = []
         return (fuse.OPEN_OUT.pack(self._listing, 0, 0),)
