@@ -21,6 +21,7 @@ class Arch:
     triplet: str
     loader: str
     wheel: str
+    other: str  # the architecture it emulates, as QEMU calls it
 
 
 ARCHES = {
@@ -31,6 +32,7 @@ ARCHES = {
         triplet="x86_64-linux-gnu",
         loader="/usr/lib64/ld-linux-x86-64.so.2",
         wheel="manylinux2014_x86_64",
+        other="aarch64",
     ),
     "arm64": Arch(
         name="arm64",
@@ -38,6 +40,7 @@ ARCHES = {
         triplet="aarch64-linux-gnu",
         loader="/usr/lib/ld-linux-aarch64.so.1",
         wheel="manylinux2014_aarch64",
+        other="x86_64",
     ),
 }
 
@@ -54,6 +57,7 @@ PACKAGES = (
     "libstdc++6",  # for protobuf
     "e2fsprogs",
     "busybox-static",
+    "qemu-user",
 )
 
 # What Debian has no package of, or one from before the API we use; hashes of both architectures' wheels.
@@ -69,6 +73,12 @@ protobuf==6.33.6 \\
 # Programs; what they need comes along. Busybox is for `wherry machine ssh` alone.
 PROGRAMS = (f"/usr/bin/python{PYTHON}", "/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/bin/busybox")
 CONFIGURATION = ("/etc/mke2fs.conf",)
+# The static emulator of the other architecture (its name tells it that the kernel starts it), and Debian's
+# rule for it in the form of binfmt.d(5), which the guest's init registers.
+EMULATOR = "/usr/libexec/qemu-binfmt/{}-binfmt-P"
+EMULATOR_RULE = "/usr/share/qemu/binfmt.d/qemu-{}.conf"
+# Added to the rule's, as in tonistiigi/binfmt: set-user-id programs (sudo, su) get their owner's rights.
+EMULATOR_FLAGS = "C"
 # Debian's certifi and OpenSSL both read the bundle that ca-certificates would make when it is configured.
 CA_BUNDLE, CA_FOLDER = "/etc/ssl/certs/ca-certificates.crt", "usr/share/ca-certificates/mozilla"
 
@@ -148,8 +158,10 @@ EXTENSIONS_WITHOUT = (
 INITRD_MODULES = ("virtio_blk", "erofs")
 # In the root, loaded before the agent starts: the data disk with its quotas and the network interface.
 BOOT_MODULES = ("ext4", "quota_v2", "virtio_net")
-# Loaded beside the starting agent: what its first container needs, and what gives memory back to the host.
+# Loaded beside the starting agent: what its first container needs, emulation, and what gives memory back to
+# the host.
 LATER_MODULES = (
+    "binfmt_misc",
     "overlay",
     "bridge",
     "veth",

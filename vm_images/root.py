@@ -40,6 +40,7 @@ class Root:
         for path, to in recipe.LINKS.items():
             os.symlink(to, self._to(path))
         self._write("/usr/sbin/modprobe", init, 0o755)
+        self._emulator()
         self._modules(modules)
 
     def _python(self, wheels: str) -> None:
@@ -55,6 +56,11 @@ class Root:
             if found is None:
                 raise BuildError(f"neither the packages nor the wheels have the Python package {name}")
             self._copy_code(found, os.path.join(STDLIB, os.path.basename(found)))
+
+    def _emulator(self) -> None:
+        self._copy(recipe.EMULATOR.format(self.arch.other))
+        rule = _read(os.path.join(self.source, recipe.EMULATOR_RULE.format(self.arch.other).lstrip("/")))
+        self._write("/usr/lib/binfmt.d/emulator.conf", rule.rstrip() + recipe.EMULATOR_FLAGS.encode() + b"\n")
 
     def _copy_code(self, source: str, to: str) -> None:
         """A module or package: its code, extensions and data; no caches, tests, stubs or text for people."""

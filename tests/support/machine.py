@@ -6,7 +6,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from host_client.machine import image as images
@@ -15,6 +18,17 @@ from tests.support.cli import eventually
 from tests.support.engine import Engine
 
 MEMORY = 2 << 30  # bytes
+
+
+@contextmanager
+def mounted(folder: Path, place: Path) -> Iterator[Path]:
+    """The root file system of the VM image in `folder`. Needs root."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "erofs", "-o", "loop,ro", folder / "root.erofs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 class MachineEngine(Engine):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from tests.support import cosign
 from tests.support.cli import Cli, buildx_directory
 from tests.support.images import image as container_image
-from tests.support.machine import MachineEngine
+from tests.support.machine import MachineEngine, mounted
 from tests.support.registry import TlsRegistry
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
@@ -83,6 +84,38 @@ def test_buildx(engine: MachineEngine, context: Path, tmp_path: Path) -> None:
     assert cli.ok("run", "--rm", "bx") == "built\ncopied"
     again = cli("build", "--progress", "plain", context, timeout=120)
     assert len(re.findall(r"^#\d+ CACHED$", again.err, re.MULTILINE)) == 2, again
+
+
+def test_programs_of_another_architecture(
+    engine: MachineEngine, image: Path, arm_image: Path, tmp_path: Path
+) -> None:
+    """The shells and tools of the image's busybox, which goes by the name it is called with."""
+    context = tmp_path / "context"
+    context.mkdir()
+    for architecture, folder in (("amd64", image), ("arm64", arm_image)):
+        with mounted(folder, tmp_path / architecture) as root:
+            shutil.copy(root / "usr/bin/busybox", context / architecture)
+    (context / "Dockerfile").write_text(
+        "FROM scratch\nARG TARGETARCH\nCOPY --chmod=755 $TARGETARCH /bin/busybox\n"
+        'RUN ["/bin/busybox", "ln", "-s", "busybox", "/bin/sh"]\n'
+        "RUN for each in ln uname id cat; do /bin/busybox ln -s busybox /bin/$each; done; uname -m > /made\n"
+    )
+    config = tmp_path / "config"
+    config.mkdir()
+    (config / "config.json").write_text(json.dumps({"cliPluginsExtraDirs": [str(buildx_directory())]}))
+    cli = Cli(engine.docker.command, engine.docker.host, config)
+    assert "linux/arm64" in cli.ok("buildx", "inspect")
+    platforms = ("--platform", "linux/amd64,linux/arm64")
+    built = cli("buildx", "build", *platforms, "--progress=plain", "-t", "both", context, timeout=200)
+    assert built.code == 0, built.err
+    for architecture, machine in (("amd64", "x86_64"), ("arm64", "aarch64")):
+        run = ("run", "--rm", "--user", "1000", "--platform", f"linux/{architecture}", "both")
+        script = "cat /made; uname -m; echo $0 $(id -u)"
+        assert cli.ok(*run, "sh", "-c", script, timeout=60).split() == [machine, machine, "sh", "1000"]
+    privileged = ("run", "--rm", "--privileged", "busybox", "sh", "-c")
+    mount = "cd /proc/sys/fs && mount -t binfmt_misc none binfmt_misc && cat binfmt_misc/qemu-aarch64"
+    assert "flags: POCF" in engine.docker.ok(*privileged, mount)
+    cli.ok("rmi", "both")
 
 
 def test_git_is_missed_by_name(engine: MachineEngine) -> None:

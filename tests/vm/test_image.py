@@ -9,14 +9,14 @@ import lzma
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from host_client.machine import image as images
 from tests.support.cli import REPOSITORY
-from vm_images import wheel
+from tests.support.machine import mounted
+from vm_images import elf, wheel
 from vm_images.build import build
 from vm_images.recipe import ARCHES, PYTHON
 
@@ -33,17 +33,6 @@ def folder(request: pytest.FixtureRequest) -> Path:
 def root(folder: Path, tmp_path: Path) -> Iterator[Path]:
     with mounted(folder, tmp_path / "root") as place:
         yield place
-
-
-@contextmanager
-def mounted(folder: Path, place: Path) -> Iterator[Path]:
-    """The root file system of an image."""
-    place.mkdir()
-    subprocess.run(["mount", "-t", "erofs", "-o", "loop,ro", folder / "root.erofs", place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", place], check=True)
 
 
 def test_the_manifest_says_what_is_there(folder: Path) -> None:
@@ -92,6 +81,19 @@ def test_only_what_the_agent_and_a_look_inside_need_is_in_the_root(root: Path) -
     for name in ("requests", "msgspec", "isal", "backports", "ssl.pyc", "sqlite3", "asyncio", "ctypes"):
         assert (root / "usr/lib/python3.13" / name).exists(), name
     assert "BEGIN CERTIFICATE" in (root / "etc/ssl/certs/ca-certificates.crt").read_text()
+
+
+def test_it_emulates_the_other_architecture(root: Path, folder: Path) -> None:
+    here = ARCHES[folder.name.partition("-")[0]]
+    [rule] = (root / "usr/lib/binfmt.d/emulator.conf").read_text().splitlines()
+    _, name, kind, *_, interpreter, flags = rule.split(":")
+    assert (name, kind, set(flags)) == (f"qemu-{here.other}", "M", set("POCF"))
+    program = root / interpreter.lstrip("/")
+    assert [path for path in (root / "usr/libexec").rglob("*") if path.is_file()] == [program]
+    headers = subprocess.run(["readelf", "-hl", program], capture_output=True, text=True, check=True).stdout
+    assert {"amd64": "X86-64", "arm64": "AArch64"}[here.name] in headers
+    assert "INTERP" not in headers, "it is kept open for containers, which have no libraries of it"
+    assert elf.needed(program.read_bytes()) == []
 
 
 def imports(package: Path) -> list[str]:
@@ -144,6 +146,7 @@ def test_every_module_the_table_names_is_there(root: Path) -> None:
         assert name in table
     for alias in (
         "fs_overlay",
+        "fs_binfmt_misc",
         "rtnl_link_veth",
         "nft_chain_2_nat",
         "fs_nfs",

@@ -399,7 +399,9 @@ def test_an_arm_machine_runs_hello_world(home: Home, arm_image: Path) -> None:
     docker = Cli([docker_binary()], f"unix://{machine.layout.api_socket}", home.docker.config)
     for resumed in (False, True):
         assert machine.start()["resumed"] == resumed
-        assert "aarch64" in docker.ok("run", "--rm", "hello-world", timeout=200)
+        for architecture, processor in (("arm64", "aarch64"), ("amd64", "x86_64")):
+            run = ("run", "--rm", "--platform", f"linux/{architecture}", "hello-world")
+            assert processor in docker.ok(*run, timeout=200)
         machine.stop()
     machine.remove()
 

@@ -182,14 +182,16 @@ static void serve(const int *done) {
     }
 }
 
-/* Done beside the starting agent: shared folders, which the machine is not ready without, and modules that are needed
- * soon (the kernel lets a request for one of them wait). */
+/* Done beside the starting agent: emulation and shared folders, which the machine is not ready without, and modules
+ * that are needed soon (the kernel lets a request for one of them wait). */
 static void help(void) {
     start_shares();
     helper = sys(clone, 17 /* SIGCHLD */, 0, 0, 0, 0);
-    if (!helper)
+    if (!helper) {
+        if (!loaded)
+            register_emulator();
         mount_shares();
-    else if (sys(clone, 17 /* SIGCHLD */, 0, 0, 0, 0))
+    } else if (sys(clone, 17 /* SIGCHLD */, 0, 0, 0, 0))
         return;
     else if (!loaded)
         load_modules(MODULES, "later");
@@ -209,6 +211,7 @@ static void set_up(void) {
     if (!exists(BOOT "/template"))
         return;
     load_modules(MODULES, "later");
+    register_emulator();
     start_agent();
     serve(&loaded);
 }

@@ -15,6 +15,9 @@ u64 milliseconds(void); /* since the kernel started */
 int modprobe_main(int count, char **arguments); /* this program under the name the kernel calls */
 void load_modules(const char *folder, const char *list);
 
+/* emulation.c */
+void register_emulator(void); /* programs of the other architecture run */
+
 /* disks.c */
 void load_root_disk(const char *modules); /* the data disk stays without a driver */
 void mount_root(void);    /* the image's erofs becomes "/"; what came with the initrd goes with it */
