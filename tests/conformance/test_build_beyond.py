@@ -148,6 +148,7 @@ def test_cache_is_by_content(build: Callable[..., Result]) -> None:
     assert relabelled.out.count("Using cache") == 1
 
 
+@pytest.mark.native
 def test_cache_survives_a_restart_and_is_pruned(
     build: Callable[..., Result], wherry: Cli, engine: Engine, loaded: Callable[[str], str]
 ) -> None:
@@ -186,6 +187,7 @@ def test_cache_from_an_image(build: Callable[..., Result], wherry: Cli, tmp_path
     wherry.ok("rmi", "-f", "built:cache")
 
 
+@pytest.mark.native  # a server of this host's loopback
 def test_add_from_a_url(build: Callable[..., Result], wherry: Cli) -> None:
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
@@ -218,6 +220,7 @@ def test_add_from_a_url(build: Callable[..., Result], wherry: Cli) -> None:
         server.shutdown()
 
 
+@pytest.mark.native  # a machine has no git
 def test_git(build: Callable[..., Result], wherry: Cli, tmp_path: Path) -> None:
     """A file address is none that git may fetch from."""
     result = wherry("build", f"git://127.0.0.1:1/{tmp_path}/x.git")
@@ -225,6 +228,7 @@ def test_git(build: Callable[..., Result], wherry: Cli, tmp_path: Path) -> None:
     assert "failed to load git repository" in result.err
 
 
+@pytest.mark.native  # looks at this host's processes
 def test_a_client_that_goes_ends_its_build(wherry: Cli, loaded: Callable[[str], str], tmp_path: Path) -> None:
     loaded("busybox:latest")
     (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo begun; sleep 4711\n")
@@ -278,6 +282,7 @@ def test_squash(build: Callable[..., Result], wherry: Cli) -> None:
     assert build(text, "--squash").out.count("Using cache") == 3
 
 
+@pytest.mark.native  # looks at this host's processes
 def test_cancel(engine: Engine, loaded: Callable[[str], str]) -> None:
     loaded("busybox:latest")
     data = io.BytesIO()
