@@ -198,7 +198,7 @@ def test_names_that_are_none(api: Api, busybox: str) -> None:
     assert api.refused("GET", "/images/nosuch/history") == (404, nothing)
     assert api.refused("DELETE", "/images/nosuch") == (404, nothing)
     assert api.refused("POST", "/images/nosuch/tag?repo=x") == (404, nothing)
-    assert api.refused("GET", "/images/nosuch/get") == (404, nothing)
+    assert api.refused("GET", "/images/nosuch/get") == (404, "No such image: nosuch")
     assert api.refused("GET", f"/images/{'ab' * 32}/json") == (404, f"No such image: sha256:{'ab' * 32}")
     assert api.refused("GET", "/images/UPPER/json")[0] == 400
     assert api.refused("POST", f"/images/{busybox}/tag?repo=Upper")[0] == 400
