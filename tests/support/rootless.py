@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guest_agent.kernel import syscalls
-from tests.support.cli import REPOSITORY
+from tests.support.cli import REPOSITORY, eventually
 from tests.support.engine import OurEngine
 
+_IN_USE = 8  # userdel(8)
 DEVICES = ("/dev/net/tun", "/dev/fuse")  # open to everybody on distributions; perhaps not on a build machine
 
 IDS = 10 << 16  # subordinate ones of a user: an image of the suite has files of 654321
@@ -27,8 +28,8 @@ class User:
 
     def __init__(self, subordinate: bool = True) -> None:
         """`subordinate`: whether there are ranges in /etc/subuid and /etc/subgid."""
-        self.name = f"wherry-{os.getpid()}{'' if subordinate else '-single'}"
         self.home = Path(tempfile.mkdtemp(prefix="wherry-home-"))
+        self.name = self.home.name.replace("-home", "")
         self._mounts: list[Path] = []
         command = [
             "useradd",
@@ -128,7 +129,13 @@ class User:
         )
 
     def close(self) -> None:
-        subprocess.run(["userdel", self.name], check=True, capture_output=True)
+        def delete() -> bool:
+            # Refused while the keeper and pasta of an engine that was closed come to their end.
+            done = subprocess.run(["userdel", self.name], capture_output=True, text=True)
+            assert done.returncode in (0, _IN_USE), done.stderr
+            return done.returncode == 0
+
+        eventually(delete, 10, 0.1, f"processes of {self.name} ended")
         for point in self._mounts:
             syscalls.umount2(str(point), syscalls.MNT_DETACH)
             point.rmdir()
